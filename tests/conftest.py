@@ -1,0 +1,38 @@
+"""What every test gets: one torch thread for each parallel worker, hypothesis profiles, and a check for engines left running."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: workers that share two cores must not take four threads
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
+settings.register_profile("default", deadline=None, derandomize=True)  # a run that failed fails again
+settings.register_profile("long", deadline=None, max_examples=2000, print_blob=True)
+settings.load_profile("default")
+
+
+def engine_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("nbengine")}
+
+
+@pytest.fixture(autouse=True)
+def engines_are_gone() -> Iterator[None]:
+    """Fail a test that leaves an engine's thread behind (those of module and session fixtures were there before it)."""
+    before = engine_threads()
+    yield
+    if engine_threads() - before:
+        gc.collect()  # an engine that was only dropped ends when it is collected
+        deadline = time.monotonic() + 5
+        while engine_threads() - before and time.monotonic() < deadline:
+            time.sleep(0.01)
+    left = sorted(thread.name for thread in engine_threads() - before)
+    assert not left, f"the test left these threads running: {left}"
