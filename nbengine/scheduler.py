@@ -1,0 +1,428 @@
+"""Which sequences run next, on how many tokens, in which blocks. The mechanism; the decisions are a Policy's."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+from nbengine.batch import Batch, NewRow, Sampled, TokenLogprobs
+from nbengine.blocks import BlockPool
+from nbengine.plan import Plan, Update
+from nbengine.prefix import PrefixCache, Rotation
+
+if TYPE_CHECKING:
+    from nbengine.policy import Policy
+    from nbengine.sequence import FinishReason, Sequence
+
+GROUP = 0  # the one cache group there is so far; tables and writes already carry its number
+PLACE = attrgetter("place")
+
+
+class Scheduler:
+    """Turns waiting and running sequences into batches. Called from one thread; several plans may be in flight.
+
+    plan()    admits, grows, preempts, and advances `computed` of everything it plans
+    commit()  appends sampled tokens and ends what is finished
+    """
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        policy: Policy,
+        *,
+        max_num_batched_tokens: int,
+        max_num_seqs: int,
+        chunked_prefill: bool = True,
+        prefix_caching: bool = True,
+        rotation: Rotation | None = None,
+    ) -> None:
+        self.pool = pool
+        self.policy = policy
+        self.rotation = rotation
+        self.prefixes = PrefixCache(pool, enabled=prefix_caching, rotation=rotation)
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_num_seqs = max_num_seqs
+        self.chunked_prefill = chunked_prefill
+        self.waiting: list[Sequence] = []  # by place
+        self.running: dict[int, Sequence] = {}  # by uid, in order of admission
+        self.in_flight: dict[int, Plan] = {}  # by step
+        self.steps = 0
+        self.prefix_queries = 0  # prompt tokens looked up in the prefix cache, and those found there
+        self.prefix_hits = 0
+        self.preemptions = 0
+        self.preempted: list[int] = []  # uids, since they were last recorded
+        self.prompt_tokens = 0  # of all sequences that have been admitted, each counted once
+        self.generation_tokens = 0
+        self._free_rows = list(range(max_num_seqs - 1, -1, -1))
+
+    # ── coming and going ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def add(self, sequences: list[Sequence]) -> None:
+        """Let a request's sequences wait. The first leads: the others share its prompt's blocks once that is computed."""
+        leader, *followers = sequences
+        assert self.pool.blocks_for(leader.limit) <= self.pool.num_blocks, "a sequence alone must fit into the pool"
+        leader.followers = followers
+        self._wait(leader)
+
+    def cancel(self, sequence: Sequence, reason: FinishReason = "abort") -> Update | None:
+        """End a sequence between two steps. None when it had ended already."""
+        if sequence.finish_reason is not None:
+            return None
+        self._finish(sequence, reason)
+        return Update(sequence, [])
+
+    def use(self, policy: Policy) -> None:
+        """Exchange the policy; who waits is ordered anew."""
+        places = [policy.key(sequence) for sequence in self.waiting]  # first, so that one that cannot order changes nothing
+        self.policy = policy
+        for sequence, place in zip(self.waiting, places, strict=True):
+            sequence.place = place
+        self.waiting.sort(key=PLACE)
+
+    def suspend(self) -> None:
+        """Preempt everybody and empty the prefix cache; nothing may be in flight."""
+        for sequence in list(self.running.values()):
+            self._preempt(sequence)
+        self.pool.forget()
+
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    # ── planning ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def plan(self) -> Batch | None:
+        """The next step, or None when nothing can run until a step in flight is committed (or anything arrives)."""
+        plan = Plan()
+        budget = self.max_num_batched_tokens
+        opens = self.policy.opens(list(self.running.values()))
+        self._displace(plan)
+        for sequence in self.policy.order(list(self.running.values())):
+            if budget == 0:
+                break
+            if sequence.row < 0 or sequence.finish_reason is not None or sequence.length >= sequence.limit or sequence.uid in plan.held:
+                continue  # preempted just now; cancelled in flight; its last token is on its way; or to be preempted next
+            if self.rotation is not None and self.prefixes.outgrown(sequence):
+                if not sequence.in_flight:
+                    self._restart(sequence)
+                continue
+            count = self._chunk(sequence, budget)
+            if count > 0 and self._provide(plan, sequence, sequence.computed + count):
+                self._plan(plan, sequence, count)
+                budget -= count
+        if opens and not plan.squeezed:
+            self._admit(plan, budget)
+        if not plan.sequences:
+            assert not plan.copies
+            return None
+        batch = plan.to_batch(self.steps)
+        self.in_flight[self.steps] = plan
+        self.steps += 1
+        return batch
+
+    def _chunk(self, sequence: Sequence, budget: int) -> int:
+        """How many tokens it computes now; 0 where its prompt stays whole and does not fit any more."""
+        remaining = sequence.remaining
+        if remaining == 1:
+            return 1
+        if not self.chunked_prefill and remaining <= self.max_num_batched_tokens:  # a longer one cannot but come in pieces
+            return remaining if remaining <= budget else 0
+        return max(1, min(self.policy.chunk(sequence, budget), remaining, budget))
+
+    def _admit(self, plan: Plan, budget: int) -> None:
+        while self.waiting and budget > 0 and self._free_rows:
+            sequence = self.waiting[0]
+            hits = self._find(plan, sequence)
+            known = len(sequence.tokens)
+            start = min(len(hits) * self.pool.block_size, known - 1)  # there is always one token to compute: logits come of it
+            if not self._has_room(sequence, hits, start):
+                break
+            if not self.chunked_prefill and budget < known - start <= self.max_num_batched_tokens:
+                break
+            self.waiting.pop(0)
+            self._enter(plan, sequence, hits, start)
+            if not sequence.preemptions:
+                sequence.cached = start
+                self.prompt_tokens += sequence.prompt_len
+                self.prefix_queries += known
+                self.prefix_hits += start
+            count = self._chunk(sequence, budget)
+            provided = self._provide(plan, sequence, start + count)
+            assert provided, "a sequence was admitted without room"
+            self._plan(plan, sequence, count)
+            budget -= count
+
+    def _find(self, plan: Plan, sequence: Sequence) -> list[int]:
+        """The cached blocks that a waiting sequence would enter with."""
+        hits = self.prefixes.find(sequence)
+        if hits and hits[-1] in plan.filled and len(hits) * self.pool.block_size == len(sequence.tokens):
+            hits.pop()  # it would have to be copied, and copies are made before this step fills it
+        return hits
+
+    def _enter(self, plan: Plan, sequence: Sequence, hits: list[int], start: int) -> None:
+        """Give a sequence a row and the blocks it shares, and let it run."""
+        for block in hits:
+            self.pool.share(block, sequence.uid)
+        sequence.row = self._free_rows.pop()
+        sequence.blocks = list(hits)
+        sequence.sealed = start // self.pool.block_size
+        sequence.computed = start
+        sequence.reserved = self._reserve(sequence)
+        self.running[sequence.uid] = sequence
+        plan.entered.append(sequence)
+        plan.table_writes.extend((GROUP, sequence.row, column, block) for column, block in enumerate(hits))
+        prompt, output = sequence.tokens[: sequence.prompt_len], sequence.tokens[sequence.prompt_len :]
+        plan.admitted.append(NewRow(sequence.row, prompt, output, sequence.params, sequence.seed, sequence.anchor))
+
+    def _plan(self, plan: Plan, sequence: Sequence, count: int) -> None:
+        """Put the next `count` tokens of a sequence, for which it has blocks, into the batch."""
+        start, known, size = sequence.computed, len(sequence.tokens), self.pool.block_size
+        end = start + count
+        if end <= known:
+            plan.tokens.extend(sequence.tokens[start:end])
+        else:
+            assert count == 1
+            plan.tokens.append(-1)
+        row = len(plan.sequences)
+        plan.sequences.append(sequence)
+        plan.starts.append(start)
+        plan.counts.append(count)
+        sequence.computed = end
+        sequence.in_flight += 1
+        sequence.step = self.steps
+        full = min(end, known) // size
+        if full > sequence.sealed:  # within a step, what one row stores the next may already read
+            plan.filled.update(self.prefixes.offer(sequence, full))
+        if sequence.params.prompt_logprobs is not None and start < sequence.prompt_len - 1 and sequence.scored < end:
+            plan.prompt_logprobs[row] = sequence.params.prompt_logprobs
+        if end == known + sequence.pending:
+            sequence.pending += 1
+            plan.sample_index.append(row)
+            plan.samples.append(sequence)
+            if sequence.followers:
+                self._fork(plan, sequence, row)
+
+    def _fork(self, plan: Plan, leader: Sequence, row: int) -> None:
+        """The prompt is done: its followers share its blocks and take their first token from the same logits."""
+        followers, leader.followers = [f for f in leader.followers if f.finish_reason is None], []
+        blocks = leader.blocks[: self.pool.blocks_for(leader.computed)]
+        for i, follower in enumerate(followers):
+            follower.scored = follower.prompt_len  # the leader's are the request's
+            if not self._free_rows or (self._reserve(follower) and not self._has_room(follower, blocks, leader.computed)):
+                for later in followers[i:]:  # they come in later and find the prompt's full blocks in the prefix cache
+                    later.scored = later.prompt_len
+                    self._wait(later)
+                return
+            follower.anchor, follower.regime = leader.anchor, leader.regime
+            self._enter(plan, follower, blocks, leader.computed)
+            follower.hashes = list(leader.hashes)
+            follower.sealed = leader.sealed
+            follower.cached = leader.computed
+            follower.in_flight += 1
+            follower.step = self.steps
+            follower.pending += 1
+            plan.sample_index.append(row)
+            plan.samples.append(follower)
+
+    # ── room ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _has_room(self, sequence: Sequence, hits: list[int], start: int) -> bool:
+        """Whether its known tokens, the next one and what others are still to fill fit into the free blocks."""
+        if not self.running:
+            return True  # a sequence alone fits
+        pool = self.pool
+        total = pool.blocks_for(max(len(sequence.tokens) + 1, self._reserve(sequence)))
+        revived = sum(1 for block in hits if pool.references[block] == 0)
+        copied = start < len(hits) * pool.block_size
+        promised = sum(max(0, self._needs(s, s.length)) for s in self.running.values() if s.reserved or s.remaining > 1)
+        return total - len(hits) + revived + copied + promised <= pool.num_free
+
+    def _needs(self, sequence: Sequence, tokens: int) -> int:
+        """Blocks to take so that the tokens from `computed` up to `tokens`, and those reserved, can be written."""
+        pool, blocks = self.pool, sequence.blocks
+        column, fresh = sequence.computed // pool.block_size, -(-max(tokens, sequence.reserved) // pool.block_size) - len(blocks)
+        if column < len(blocks) and pool.must_copy(blocks[column]):
+            return fresh + 1 if pool.references[blocks[column]] > 1 else max(fresh, 1)  # the last holder's is free once it is copied
+        return fresh
+
+    def _reserve(self, sequence: Sequence) -> int:
+        return min(self.policy.reserve(sequence), self.pool.num_blocks * self.pool.block_size)
+
+    def _provide(self, plan: Plan, sequence: Sequence, tokens: int) -> bool:
+        """See that it may write the tokens from `computed` up to `tokens`; False if there is no room."""
+        needed = self._needs(sequence, tokens)
+        if needed == 0:
+            return True
+        if needed > self.pool.num_free and not self._make_room(plan, sequence, tokens):
+            return False
+        self._own(plan, sequence, sequence.computed // self.pool.block_size)
+        self._grow(plan, sequence, max(tokens, sequence.reserved))
+        return True
+
+    def _own(self, plan: Plan, sequence: Sequence, column: int) -> None:
+        """Let it write to this block of its table, if it has one there: in a copy where others may read what is in it."""
+        blocks = sequence.blocks
+        if column < len(blocks) and self.pool.must_copy(blocks[column]):
+            shared, blocks[column] = blocks[column], self.pool.copy_on_write(blocks[column], sequence.uid)
+            plan.copies.append((shared, blocks[column]))
+            plan.table_writes.append((GROUP, sequence.row, column, blocks[column]))
+
+    def _grow(self, plan: Plan, sequence: Sequence, tokens: int) -> None:
+        """Take blocks until `tokens` positions have one."""
+        blocks = sequence.blocks
+        while len(blocks) * self.pool.block_size < tokens:
+            plan.table_writes.append((GROUP, sequence.row, len(blocks), block := self.pool.take(sequence.uid)))
+            blocks.append(block)
+
+    def _make_room(self, plan: Plan, sequence: Sequence, tokens: int) -> bool:
+        """Free blocks until `sequence` can grow to `tokens`, by preempting others or, at the last, itself."""
+        while self._needs(sequence, tokens) > self.pool.num_free:
+            plan.squeezed = True
+            victim = self.policy.victim([s for s in self.running.values() if s.step != self.steps and s.finish_reason is None])
+            if not self._vacate(plan, victim) or victim is sequence:
+                return False
+        return True
+
+    def _displace(self, plan: Plan) -> None:
+        """Let the next in line take the place of who runs, where the policy says so and there is no room otherwise."""
+        while self.waiting:
+            urgent = self.waiting[0]
+            candidates = [s for s in self.running.values() if s.finish_reason is None and self.policy.displaces(urgent, s)]
+            if not candidates:
+                return
+            hits = self._find(plan, urgent)
+            if self._free_rows and self._has_room(urgent, hits, min(len(hits) * self.pool.block_size, len(urgent.tokens) - 1)):
+                return
+            if not self._vacate(plan, self.policy.victim(candidates)):
+                return
+
+    def _vacate(self, plan: Plan, victim: Sequence) -> bool:
+        """Preempt it; False if a step in flight still needs its blocks, so that it can only be held out of this one until then."""
+        if victim.in_flight:
+            plan.held.add(victim.uid)
+            return False
+        self._preempt(victim)
+        return True
+
+    def _preempt(self, victim: Sequence) -> None:
+        victim.preemptions += 1
+        self.preemptions += 1
+        self.preempted.append(victim.uid)
+        self._restart(victim)
+
+    def _restart(self, sequence: Sequence) -> None:
+        """Give back its blocks; it waits, and is computed again from its first token."""
+        assert not sequence.in_flight
+        self._release(sequence)
+        sequence.computed = sequence.sealed = 0
+        self._wait(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        """Give back its blocks, last first, and its row."""
+        del self.running[sequence.uid]
+        for block in reversed(sequence.blocks):
+            self.pool.free(block, sequence.uid)
+        sequence.blocks = []
+        self._free_rows.append(sequence.row)
+        sequence.row = -1
+
+    def _wait(self, sequence: Sequence) -> None:
+        sequence.place = self.policy.key(sequence)
+        insort(self.waiting, sequence, key=PLACE)
+
+    # ── results ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def commit(self, batch: Batch, sampled: Sampled) -> list[Update]:
+        """Append what a step sampled; end what is finished and give its blocks back."""
+        plan = self.in_flight.pop(batch.step)
+        everyone = plan.everyone
+        for sequence in everyone:
+            sequence.in_flight -= 1
+        scores = self._scores(plan, sampled)
+        updates = []
+        tokens, counts = sampled.tokens.tolist(), sampled.counts.tolist()
+        for j, sequence in enumerate(plan.samples):
+            sequence.pending -= 1
+            if sequence.finish_reason is not None:
+                continue
+            new: list[int] = []
+            if j in sampled.failed:
+                sequence.error = sampled.failed[j]
+                self._finish(sequence, "error")
+            else:
+                new = self._append(sequence, tokens[j][: counts[j]])
+            updates.append(Update(sequence, new, sampled.logprobs.get(j), scores.pop(sequence, None) if scores else None))
+        updates.extend(Update(sequence, [], prompt_logprobs=entries) for sequence, entries in scores.items())
+        for sequence in everyone:
+            if sequence.finish_reason is not None and sequence.row >= 0 and not sequence.in_flight:
+                self._release(sequence)  # it ended while the step was in flight
+        return updates
+
+    def abandon(self, batch: Batch, error: str) -> list[Update]:
+        """A step failed: those in it end with the error, and no block it was to fill is found by anyone again.
+
+        Steps planned after it are built on it, so those in them end too; they are still to be committed or abandoned.
+        """
+        plan = self.in_flight.pop(batch.step)
+        self.pool.forget()
+        for sequence in plan.everyone:
+            sequence.in_flight -= 1
+        for sequence in plan.samples:
+            sequence.pending -= 1
+        updates = []
+        for doomed in [plan, *(later for step, later in self.in_flight.items() if step > batch.step)]:
+            for sequence in doomed.everyone:
+                if sequence.finish_reason is None:
+                    sequence.error = error
+                    self._finish(sequence, "error")
+                    updates.append(Update(sequence, []))
+                elif sequence.row >= 0 and not sequence.in_flight:
+                    self._release(sequence)
+        return updates
+
+    def _scores(self, plan: Plan, sampled: Sampled) -> dict[Sequence, list[TokenLogprobs]]:
+        """The log-probabilities of prompt positions that had not been given out before a preemption."""
+        scores = {}
+        for row, entries in sampled.prompt_logprobs.items():
+            sequence, start = plan.sequences[row], plan.starts[row]
+            if sequence.finish_reason is None:
+                scores[sequence] = entries[max(0, sequence.scored - start) :]
+                sequence.scored = max(sequence.scored, start + len(entries))
+        return scores
+
+    def _append(self, sequence: Sequence, new: list[int]) -> list[int]:
+        """Append tokens until one ends the sequence; those that were kept."""
+        assert len(new) == 1 or not sequence.in_flight, "a step planned on one token cannot go on from more or fewer"
+        for kept, token in enumerate(new, 1):
+            sequence.tokens.append(token)
+            self.generation_tokens += 1
+            if token in sequence.stops:
+                sequence.stop_reason = token if token in (sequence.params.stop_token_ids or ()) else None
+                self._finish(sequence, "stop")
+                return new[:kept]
+            if len(sequence.tokens) >= sequence.limit:
+                self._finish(sequence, "length")
+                return new[:kept]
+        if not new:
+            sequence.computed -= 1  # the last token is computed once more, for the next one to be drawn
+        return new
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        sequence.finish_reason = reason
+        heirs, sequence.followers = [f for f in sequence.followers if f.finish_reason is None], []
+        if heirs:  # a leader that ends before its prompt is done leaves the lead to the next
+            heir, *heir.followers = heirs
+            heir.scored = sequence.scored
+            self._wait(heir)
+        if sequence.row < 0:
+            self._leave_queue(sequence)
+        elif not sequence.in_flight:
+            self._release(sequence)
+
+    def _leave_queue(self, sequence: Sequence) -> None:
+        if sequence.place is None:
+            return  # a follower that never waited; its leader skips what has ended when it forks
+        at = bisect_left(self.waiting, sequence.place, key=PLACE)
+        while self.waiting[at] is not sequence:
+            at += 1
+        del self.waiting[at]

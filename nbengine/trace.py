@@ -1,0 +1,240 @@
+"""What the engine did: a ring of step records and block events, from which any moment still in it can be drawn again."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nbengine.blocks import BlockPool
+    from nbengine.sequence import Sequence
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """One step, or (with no sequences) what a cancellation or another control changed between two steps.
+
+    `events` are the changes of the block pool in order, those since the step before included:
+    ("take", block, uid)           a blank block became this sequence's own, the next in its table
+    ("evict", block)               its cached content was dropped; a "take" of it follows
+    ("share", block, uid)          one more holder, the next in that sequence's table
+    ("copy", source, target, uid)  the target, just taken, stands in the source's place in the table
+    ("seal", block, digest)        full and final: can be found by its content
+    ("free", block, uid)           one holder less
+    ("forget",)                    the prefix cache was emptied
+    """
+
+    step: int
+    time: float  # seconds on the engine's clock (time.perf_counter) when the step began
+    uids: list[int] = field(default_factory=list)  # who ran, in batch order
+    starts: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)  # tokens computed for each
+    sampled: list[int] = field(default_factory=list)  # uids that were given a token
+    admitted: list[int] = field(default_factory=list)
+    preempted: list[int] = field(default_factory=list)
+    finished: list[tuple[int, str]] = field(default_factory=list)  # uid, reason
+    events: list[tuple[Any, ...]] = field(default_factory=list)
+    num_waiting: int = 0
+    num_running: int = 0
+    blocks_used: int = 0
+    blocks_cached: int = 0
+    plan_s: float = 0.0  # how long each part took, in seconds
+    launch_s: float = 0.0
+    sample_s: float = 0.0
+    commit_s: float = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def duration(self) -> float:
+        return self.plan_s + self.launch_s + self.sample_s + self.commit_s
+
+    def __repr__(self) -> str:
+        decodes = sum(1 for c in self.counts if c == 1)
+        return (
+            f"<step {self.step}: {len(self.uids)} sequences, {self.num_tokens - decodes} prefill + {decodes} decode tokens, "
+            f"{self.num_waiting} waiting, {self.blocks_used} blocks, {1e3 * self.duration:.2f} ms>"
+        )
+
+
+@dataclass(slots=True)
+class SequenceInfo:
+    """Who a uid is, for as long as the ring speaks of it."""
+
+    request_id: str
+    index: int
+    prompt_len: int
+    arrival: float
+    last_step: int = sys.maxsize  # set when it ends
+
+
+class PoolState:
+    """The block pool at one moment: the same fields as `BlockPool`, and every sequence's table."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.references = [0] * num_blocks
+        self.hashes: list[bytes | None] = [None] * num_blocks
+        self.blank = list(range(num_blocks - 1, -1, -1))
+        self.cached: dict[int, None] = {}
+        self.tables: dict[int, list[int]] = {}
+
+    @classmethod
+    def of(cls, pool: BlockPool, running: Mapping[int, Sequence]) -> PoolState:
+        """A copy of what a pool is now."""
+        state = cls(0)
+        state.references = pool.references.copy()
+        state.hashes = pool.hashes.copy()
+        state.blank = pool.blank.copy()
+        state.cached = dict.fromkeys(pool.cached)
+        state.tables = {uid: sequence.blocks.copy() for uid, sequence in running.items() if sequence.blocks}
+        return state
+
+    def copy(self) -> PoolState:
+        state = PoolState(0)
+        state.references, state.hashes, state.blank = self.references.copy(), self.hashes.copy(), self.blank.copy()
+        state.cached = self.cached.copy()
+        state.tables = {uid: blocks.copy() for uid, blocks in self.tables.items()}
+        return state
+
+    def apply(self, events: Iterable[tuple[Any, ...]]) -> None:
+        for kind, *arguments in events:
+            getattr(self, f"_{kind}")(*arguments)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, PoolState)
+            and (self.references, self.hashes, self.blank, self.tables) == (other.references, other.hashes, other.blank, other.tables)
+            and list(self.cached) == list(other.cached)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _take(self, block: int, uid: int) -> None:
+        assert self.blank[-1] == block
+        self.blank.pop()
+        self.references[block] = 1
+        self.tables.setdefault(uid, []).append(block)
+
+    def _evict(self, block: int) -> None:
+        del self.cached[block]
+        self.hashes[block] = None
+        self.blank.append(block)
+
+    def _share(self, block: int, uid: int) -> None:
+        self.cached.pop(block, None)
+        self.references[block] += 1
+        self.tables.setdefault(uid, []).append(block)
+
+    def _copy(self, source: int, target: int, uid: int) -> None:
+        table = self.tables[uid]
+        assert table[-1] == target
+        table[table.index(source)] = target
+        table[-1] = source  # the "free" that follows takes it away
+
+    def _seal(self, block: int, digest: bytes) -> None:
+        self.hashes[block] = digest
+
+    def _free(self, block: int, uid: int) -> None:
+        table = self.tables[uid]
+        assert table[-1] == block
+        table.pop()
+        if not table:
+            del self.tables[uid]
+        self.references[block] -= 1
+        if self.references[block] == 0:
+            if self.hashes[block] is None:
+                self.blank.append(block)
+            else:
+                self.cached[block] = None
+
+    def _forget(self) -> None:
+        self.blank.extend(self.cached)
+        self.cached.clear()
+        self.hashes = [None] * len(self.hashes)
+
+
+@dataclass(slots=True)
+class _Segment:
+    """A keyframe and the records after it."""
+
+    start: PoolState
+    records: list[StepRecord] = field(default_factory=list)
+    num_events: int = 0
+
+
+class Trace:
+    """The last `capacity` records. Written by the engine thread; reading takes a snapshot and may be done from any thread.
+
+    A new keyframe is taken after as many events as there are blocks, so its cost is a constant a block event.
+    """
+
+    def __init__(self, pool: BlockPool, capacity: int) -> None:
+        self.num_blocks = pool.num_blocks
+        self.block_size = pool.block_size
+        self.capacity = capacity
+        self.sequences: dict[int, SequenceInfo] = {}
+        self._segments: deque[_Segment] = deque([_Segment(PoolState.of(pool, {}))])
+
+    def __len__(self) -> int:
+        return sum(len(segment.records) for segment in list(self._segments))
+
+    def __iter__(self) -> Iterator[StepRecord]:
+        for segment in list(self._segments):
+            yield from segment.records.copy()
+
+    @property
+    def records(self) -> list[StepRecord]:
+        """All records still in the ring, oldest first."""
+        return list(self)
+
+    @property
+    def last(self) -> StepRecord | None:
+        for segment in reversed(list(self._segments)):
+            if segment.records:
+                return segment.records[-1]
+        return None
+
+    def introduce(self, uid: int, info: SequenceInfo) -> None:
+        """Say who a uid is; forgotten once it has ended and no record in the ring speaks of it."""
+        if self.capacity:
+            self.sequences[uid] = info
+
+    def add(self, record: StepRecord, pool: BlockPool, running: Mapping[int, Sequence]) -> None:
+        """Append a record; `pool` and `running` are the state after it, copied only when a keyframe is due."""
+        if self.capacity == 0:
+            return
+        segment = self._segments[-1]
+        segment.records.append(record)
+        segment.num_events += len(record.events)
+        if segment.num_events >= max(1024, self.num_blocks) or len(segment.records) >= max(1, self.capacity // 8):
+            self._segments.append(_Segment(PoolState.of(pool, running)))
+            while len(self) - len(self._segments[0].records) >= self.capacity:
+                self._drop()
+
+    def at(self, record: StepRecord | int) -> PoolState:
+        """The pool as it was right after a record (or after the last record of that step)."""
+        for segment in reversed(list(self._segments)):
+            records = segment.records.copy()
+            for i in range(len(records) - 1, -1, -1):
+                if records[i] is record or records[i].step == record:
+                    state = segment.start.copy()
+                    for earlier in records[: i + 1]:
+                        state.apply(earlier.events)
+                    return state
+        raise LookupError(f"{record!r} is not in the trace any more; it keeps the last {self.capacity} steps (trace_steps=)")
+
+    def __repr__(self) -> str:
+        records = self.records
+        span = f"steps {records[0].step} to {records[-1].step}" if records else "empty"
+        return f"<Trace {span}, {self.num_blocks} blocks of {self.block_size}>"
+
+    def _drop(self) -> None:
+        self._segments.popleft()
+        oldest = next((r.step for segment in self._segments for r in segment.records), 0)
+        for uid in [uid for uid, info in self.sequences.items() if info.last_step < oldest]:
+            del self.sequences[uid]
