@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import operator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from nbengine.errors import CheckpointError
+from nbengine.errors import CheckpointError, nearest
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def as_int(value: Any) -> int | None:
@@ -31,3 +37,24 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds no JSON object: download or save it again")
     return content
+
+
+def checks_keywords(**neutral: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a function name the nearest keyword when it is given an unknown one, and take neutral values of what is not built."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        known = inspect.signature(function).parameters.keys()
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name in kwargs.keys() - known:
+                if name not in neutral:
+                    raise TypeError(f"{function.__qualname__} has no parameter {name!r}{nearest(name, known | neutral.keys())}")
+                if kwargs[name] != neutral[name]:
+                    raise ValueError(f"{name}={kwargs[name]!r} is not supported yet; leave it out")
+                del kwargs[name]
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -178,7 +179,7 @@ class EngineCore:
             step=step,
             time=began,
             uids=[s.uid for s in plan.sequences],
-            starts=plan.starts,
+            starts=array("i", plan.starts),
             counts=plan.counts,
             sampled=[s.uid for s in plan.samples],
             admitted=[s.uid for s in plan.entered],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ class StepRecord:
     step: int
     time: float  # seconds on the engine's clock (time.perf_counter) when the step began
     uids: list[int] = field(default_factory=list)  # who ran, in batch order
-    starts: list[int] = field(default_factory=list)
+    starts: array[int] = field(default_factory=lambda: array("i"))  # packed: thousands of records of hundreds of numbers are kept
     counts: list[int] = field(default_factory=list)  # tokens computed for each
     sampled: list[int] = field(default_factory=list)  # uids that were given a token
     admitted: list[int] = field(default_factory=list)

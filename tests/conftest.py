@@ -15,6 +15,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: workers tha
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests speak of the CPU, on a machine with a GPU too, unless `-m gpu` asks for the others."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 settings.register_profile("default", deadline=None, derandomize=True)  # a run that failed fails again
 settings.register_profile("long", deadline=None, max_examples=2000, print_blob=True)
 settings.load_profile("default")

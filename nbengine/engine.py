@@ -1,0 +1,296 @@
+"""The engine as its users hold it: thread-safe, the same in a script, in IPython, in a notebook and inside a running loop."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from numbers import Number
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from nbengine.checks import checks_keywords
+from nbengine.config import EngineConfig
+from nbengine.errors import EngineClosedError, NBEngineError
+from nbengine.mailbox import Mailbox
+from nbengine.policy import Policy, policy_named
+from nbengine.progress import ProgressBars
+from nbengine.prompts import Prompt, read_prompt
+from nbengine.request import Request
+from nbengine.sampling_params import SamplingParams
+from nbengine.startup import EngineInfo, start
+from nbengine.waiting import gather, wait_all
+
+if TYPE_CHECKING:
+    from nbengine.outputs import RequestOutput
+    from nbengine.tokenizer import Tokenizer
+    from nbengine.trace import StepRecord, Trace
+
+_numbers = itertools.count()  # for the names of threads only
+
+
+class Engine:
+    """A model, its KV cache and the thread that runs them.
+
+    Every method may be called from any thread. Nothing but `close()`, the end of a `with` block or `del` ends it, and
+    any of these gives everything back.
+
+    >>> with Engine("tales") as engine:                                                     # doctest: +SKIP
+    ...     request = engine.submit("Once upon a time", SamplingParams(max_tokens=40))
+    ...     for text in request: print(text, end="")
+    """
+
+    def __init__(self, model: str | Path, *, progress: Callable[[str, int, int], None] | None = None, **config: Any) -> None:
+        """Load a model; `config` takes the names of EngineConfig.
+
+        `progress(phase, bytes_done, bytes_total)` is told how it goes, in place of the bar that is shown otherwise; what it
+        raises ends the load, as an interrupt does.
+        """
+        self.config = EngineConfig.of(model, **config)
+        self._mailbox = Mailbox()
+        self._ids = itertools.count()
+        bars = ProgressBars() if progress is None else None
+        try:
+            started = start(self.config, self._mailbox, f"nbengine-{next(_numbers)}", bars or progress)
+        finally:
+            if bars is not None:
+                bars.close()
+        self.info: EngineInfo = started.info
+        self.trace: Trace = started.trace
+        self._scheduler = started.scheduler
+        self._tokenizer = started.tokenizer
+        self._close = weakref.finalize(self, _shut_down, self._mailbox, started.thread)
+
+    # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @checks_keywords()
+    def submit(self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0) -> Request:
+        """Queue one prompt (text, token ids, or a dict with either) and return its handle at once.
+
+        Bad input raises here, before anything is queued. The smallest priority value goes first, under a priority policy.
+        """
+        return self.submit_all([prompt], params, priority=priority)[0]
+
+    @checks_keywords()
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool | Callable[..., Any] = False,
+        priority: int | Sequence[int] = 0,
+    ) -> list[RequestOutput]:
+        """Run prompts together and wait for all; an interrupt, or an error in one, cancels the others of this call."""
+        return wait_all(self.submit_all(as_list(prompts), params, priority=priority), show=use_tqdm)
+
+    @checks_keywords()
+    async def agenerate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: int | Sequence[int] = 0,
+    ) -> list[RequestOutput]:
+        """`generate` for a running loop, any loop."""
+        return await gather(self.submit_all(as_list(prompts), params, priority=priority))
+
+    @checks_keywords()
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0) -> Iterator[str]:
+        """Text as it comes; leaving the loop early, or an interrupt, cancels the request."""
+        request = self.submit(prompt, params, priority=priority)
+        try:
+            yield from request
+        finally:
+            request.cancel()
+
+    @checks_keywords()
+    async def astream(self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0) -> AsyncIterator[str]:
+        """`stream` for a running loop."""
+        request = self.submit(prompt, params, priority=priority)
+        try:
+            async for text in request:
+                yield text
+        finally:
+            request.cancel()
+
+    def cancel_all(self) -> int:
+        """End every request; how many there were."""
+        return self._mailbox.ask("cancel_all")
+
+    def default_params(self) -> SamplingParams:
+        """What a request without params gets: the model's own generation config, or neutral values."""
+        return self.info.default_params.clone()
+
+    def submit_all(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: int | Sequence[int] | None = 0,
+    ) -> list[Request]:
+        """Queue many prompts at once. Everything is checked before anything is queued: a bad one leaves nothing behind."""
+        given = spread("params", params, len(prompts), SamplingParams)
+        priorities = spread("priority", priority, len(prompts), int)
+        texts, ids = read_prompt(prompts, self._tokenizer, self.info.vocab_size)
+        requests = []
+        for text, tokens, param, urgency in zip(texts, ids, given, priorities, strict=True):
+            resolved = self._resolve(param)
+            limit = self._limit(tokens, resolved)
+            requests.append(Request(f"r{next(self._ids)}", text, tokens, resolved, self._mailbox, self._tokenizer, limit, urgency or 0))
+        self._mailbox.submit(requests)
+        return requests
+
+    def _resolve(self, params: SamplingParams | None) -> SamplingParams:
+        resolved = (self.info.default_params if params is None else params).resolve(self.info.eos_token_ids, self._tokenizer)
+        if self._tokenizer is None:
+            if resolved.stop:
+                raise ValueError("stop strings need a tokenizer, and this engine has none (skip_tokenizer_init=True): use stop_token_ids")
+            resolved.detokenize = False
+        resolved.validate_for(self.info.vocab_size, self.config.max_logprobs)
+        return resolved
+
+    def _limit(self, tokens: list[int], params: SamplingParams) -> int:
+        room = self.info.max_model_len - len(tokens)
+        if room < 1:
+            raise ValueError(
+                f"the prompt has {len(tokens)} tokens and max_model_len is {self.info.max_model_len}, which leaves no room for output: "
+                "shorten the prompt or raise max_model_len"
+            )
+        if not self.config.enable_chunked_prefill and len(tokens) > self.info.max_num_batched_tokens:
+            raise ValueError(
+                f"the prompt has {len(tokens)} tokens, more than max_num_batched_tokens={self.info.max_num_batched_tokens} takes in one step: "
+                "set enable_chunked_prefill=True or raise max_num_batched_tokens"
+            )
+        return len(tokens) + (room if params.max_tokens is None else min(params.max_tokens, room))
+
+    # ── control ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def status(self) -> str:
+        """`running`, `idle`, `paused`, `asleep`, `closed` or `dead`."""
+        if self._mailbox.closed is not None:
+            return "closed" if isinstance(self._mailbox.closed, EngineClosedError) else "dead"
+        return self._mailbox.stalled or ("running" if self._scheduler.has_work() else "idle")
+
+    def pause(self) -> None:
+        """Stop between two steps. Whoever waits is told so; requests can still be submitted and cancelled."""
+        self._mailbox.ask("pause")
+
+    def step(self, n: int = 1) -> list[StepRecord]:
+        """Move a paused engine by up to n steps; their records, fewer when there is no more to do."""
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f"n must be a whole number of steps, at least 1, not {n!r}")
+        records: list[StepRecord] = []
+        for _ in range(n):  # one message each: others get in between, and so does an interrupt
+            record = self._mailbox.ask("step")
+            if record is None:
+                break
+            records += record
+        return records
+
+    def resume(self) -> None:
+        """Go on after `pause()`."""
+        self._mailbox.ask("resume")
+
+    def use(self, *, policy: str | Policy | type[Policy] | None = None, ops: Mapping[str, str | Callable[..., Any]] | None = None) -> None:
+        """Exchange the scheduling policy or implementations of ops while it runs; an op is checked against its reference first."""
+        self._mailbox.ask("use", None if policy is None else policy_named(policy), None if ops is None else dict(ops))
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix; running requests keep their blocks."""
+        self._mailbox.ask("reset_prefix_cache")
+
+    def sleep(self, level: int = 1) -> None:
+        """Give the KV cache back (level 1), the weights too (level 2). Requests wait until `wake_up()`."""
+        if level not in {1, 2}:
+            raise ValueError(f"level must be 1 (give back the KV cache) or 2 (the weights too), not {level!r}")
+        self._mailbox.ask("sleep", level)
+
+    def wake_up(self) -> None:
+        """Undo `sleep()`; what was running is computed again and goes on."""
+        self._mailbox.ask("wake_up")
+
+    def update_weights(self, weights: Mapping[str, Any]) -> None:
+        """Put new values into weights, by their names in the checkpoint; what is running is computed again under them."""
+        self._mailbox.ask("update_weights", weights)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of this moment: plain numbers, safe to keep."""
+        scheduler, pool = self._scheduler, self._scheduler.pool
+        last = self.trace.last
+        return {
+            "status": self.status,
+            "steps": scheduler.steps,
+            "num_waiting": len(scheduler.waiting),
+            "num_running": len(scheduler.running),
+            "blocks_total": pool.num_blocks,
+            "blocks_used": pool.num_used,
+            "blocks_cached": len(pool.cached),
+            "kv_cache_usage": pool.num_used / pool.num_blocks,
+            "prefix_cache_queries": scheduler.prefix_queries,
+            "prefix_cache_hits": scheduler.prefix_hits,
+            "num_preemptions": scheduler.preemptions,
+            "prompt_tokens": scheduler.prompt_tokens,
+            "generation_tokens": scheduler.generation_tokens,
+            "last_step_ms": None if last is None else 1e3 * last.duration,
+        }
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The engine's own tokenizer; its `.hf` is the transformers object."""
+        if self._tokenizer is None:
+            raise ValueError("this engine has no tokenizer: it was made with skip_tokenizer_init=True")
+        return self._tokenizer
+
+    def close(self) -> None:
+        """End every request, the thread, and give all memory back. Harmless when it is closed."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        info = self.info
+        return (
+            f"<Engine {self.config.model} {self.status}: {info.implementation} {info.architecture}, {info.dtype} on {info.device}, "
+            f"{info.memory.num_blocks} blocks of {self.config.block_size} tokens, max_model_len {info.max_model_len}>"
+        )
+
+
+def as_list(prompts: Any) -> list[Prompt]:
+    """One prompt or many, as a list: a string, a dict and a flat list of token ids are one prompt."""
+    if isinstance(prompts, str | Mapping) or (isinstance(prompts, Sequence) and prompts and all(isinstance(p, Number) for p in prompts)):
+        return [prompts]
+    if not isinstance(prompts, Sequence):
+        raise TypeError(f"prompts must be a string, token ids, a dict with prompt or prompt_token_ids, or a list of these, not {prompts!r}")
+    return list(prompts)
+
+
+def spread(name: str, given: Any, count: int, kind: type) -> list[Any]:
+    """One value for each prompt: the same for all, or a list."""
+
+    def fits(value: Any) -> bool:
+        return isinstance(value, kind) and not isinstance(value, bool)
+
+    if given is None or fits(given):
+        return [given] * count
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise TypeError(f"{name} must be {kind.__name__}, or a list with one for each prompt, not {given!r}")
+    if len(given) != count:
+        raise ValueError(f"{len(given)} {name} for {count} prompts: give one for all, or one for each")
+    for value in given:
+        if not fits(value):
+            raise TypeError(f"{name} must hold {kind.__name__}, not {value!r}")
+    return list(given)
+
+
+def _shut_down(mailbox: Mailbox, thread: threading.Thread) -> None:
+    """Runs once, when an engine is closed or collected, or at exit; holds nothing of the engine."""
+    with contextlib.suppress(NBEngineError):
+        mailbox.call("close")
+    if thread is not threading.current_thread():
+        thread.join()

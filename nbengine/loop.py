@@ -1,0 +1,255 @@
+"""The engine's thread: one asyncio loop that takes messages, steps the core and hands out what each step brought."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from nbengine.core import EngineCore, NewRequest
+from nbengine.errors import EngineClosedError, EngineDeadError, EnginePausedError, NBEngineError, without_frames
+
+if TYPE_CHECKING:
+    from nbengine.mailbox import Mailbox
+    from nbengine.plan import Update
+    from nbengine.policy import Policy
+    from nbengine.request import Request
+    from nbengine.trace import StepRecord
+
+log = logging.getLogger("nbengine")
+NOTHING_TO_RUN = 0.001  # seconds to leave to others when a policy lets nobody run
+
+
+class EngineLoop:
+    """What runs in the engine's thread. Everybody else speaks to it through its mailbox.
+
+    `build` makes the core, in the thread, because torch's inference mode and the device's stream belong to a thread; `ready`
+    tells when it has, or why it could not.
+    """
+
+    def __init__(self, mailbox: Mailbox, build: Callable[[], EngineCore], name: str) -> None:
+        self.mailbox = mailbox
+        self.build = build
+        self.ready: Future[EngineCore] = Future()
+        self.thread = mailbox.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.requests: dict[str, Request] = {}
+        self.closing = False
+        self.fatal: BaseException | None = None  # what a step met that was made by hand
+        self.paused = False
+        self.asleep = False
+
+    # ── the thread ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _run(self) -> None:
+        try:
+            with contextlib.closing(asyncio.new_event_loop()) as loop:  # asyncio.run would take another where nest_asyncio has replaced it
+                loop.run_until_complete(self._main(loop))
+        except BaseException as error:  # noqa: BLE001 - told to everybody who waits
+            reason: NBEngineError = _dead(error)
+            if self.ready.done():
+                log.error("the engine's loop met an error:\n%s", traceback.format_exc())  # noqa: TRY400 - as text: a record keeps no frames
+                without_frames(error)
+            else:
+                self.ready.set_exception(without_frames(error))
+        else:
+            reason = EngineClosedError("this engine was closed: make a new one to go on")
+        self._let_go(reason)
+
+    async def _main(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.core = self.build()
+        self.ready.set_result(self.core)
+        bell = asyncio.Event()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(bell.set)
+
+        while not self.closing:
+            self._take_messages()
+            if self.core.has_work() and self.mailbox.stalled is None and not self.closing:
+                moved = self._step()
+                await asyncio.sleep(0 if moved else NOTHING_TO_RUN)
+            elif not self.closing and self.mailbox.sleep(wake):
+                await bell.wait()
+                self.mailbox.awake()
+                bell.clear()
+
+    def _let_go(self, reason: NBEngineError) -> None:
+        """Tell everybody who waits, and release what the thread holds."""
+        self.mailbox.close(reason)
+        now = perf_counter()
+        for request in self.requests.values():
+            request.fail(type(reason)(*reason.args), now)
+        self.requests.clear()
+        core = self.__dict__.pop("core", None)
+        if core is not None:
+            core.runner.close()
+
+    def _take_messages(self) -> None:
+        while (message := self.mailbox.take()) is not None:
+            name, args, kwargs, future = message
+            handler = getattr(self, f"_on_{name}")
+            if future is None:
+                handler(*args, **kwargs)
+            else:
+                self._answer(future, handler, args, kwargs)
+            if self.fatal is not None:
+                raise self.fatal
+        self.core.flush()
+
+    def _answer(self, future: Future[Any], handler: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            result = handler(*args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 - the caller's to see
+            future.set_exception(_dead(error) if error is self.fatal else without_frames(error))
+        else:
+            future.set_result(result)
+
+    # ── a step and what it brought ──────────────────────────────────────────────────────────────────────────────────
+
+    def _step(self) -> bool:
+        """One step; False if nobody could run."""
+        began, steps = perf_counter(), self.core.scheduler.steps
+        updates = self.core.step()
+        for sequence in self.core.entered:
+            request = self.requests.get(sequence.request_id)
+            if request is not None and request.metrics.first_scheduled_time is None:
+                request.metrics.first_scheduled_time = began
+        self._deliver(updates)
+        return self.core.scheduler.steps > steps
+
+    def _deliver(self, updates: list[Update]) -> None:
+        now = perf_counter()
+        for update in updates:
+            sequence = update.sequence
+            request = self.requests.get(sequence.request_id)
+            if request is None:
+                continue
+            if update.prompt_logprobs is not None:
+                request.scored(update.prompt_logprobs)
+            completion = request.completions[sequence.index]
+            if sequence.finish_reason is not None:
+                completion.finish(sequence.finish_reason, sequence.stop_reason)
+            if update.tokens:
+                metrics = request.metrics
+                if metrics.first_token_time is None:
+                    self._first_token(request, sequence, now)
+                metrics.last_token_time = now
+                stop = completion.put(update.tokens, update.logprobs)
+                if stop is not None:
+                    self.core.end(sequence.request_id, "stop", sequence.index, stop)
+                    completion.finish("stop", stop)
+            if sequence.finish_reason is not None:
+                completion.complete()
+                self._ended(request, sequence, now)
+            elif request.waited_for:
+                request.progressed()
+
+    def _first_token(self, request: Request, sequence: Any, now: float) -> None:
+        request.metrics.first_token_time = now
+        request.num_cached_tokens = sequence.cached
+
+    def _ended(self, request: Request, sequence: Any, now: float) -> None:
+        request.metrics.num_preemptions += sequence.preemptions
+        if sequence.finish_reason == "error":
+            del self.requests[request.id]
+            self.core.end(request.id)
+            request.fail_alone(sequence.error or "for a reason it did not give", now)
+        elif all(c.finish_reason is not None for c in request.completions):
+            del self.requests[request.id]
+            request.end(now)
+        else:
+            request.progressed()
+
+    # ── messages ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_add(self, requests: list[Request]) -> None:
+        self.requests.update((request.id, request) for request in requests)  # all of them first: who is in here is told of an error
+        for request in requests:
+            if self.mailbox.stalled is not None:
+                request.wake()  # it may have begun to wait before the engine stalled
+            self.core.add(
+                NewRequest(
+                    request_id=request.id,
+                    prompt_token_ids=request.prompt_token_ids,
+                    params=request.params,
+                    limit=request.limit,
+                    priority=request.priority,
+                    arrival=request.metrics.arrival_time,
+                )
+            )
+
+    def _on_cancel(self, *request_ids: str) -> None:
+        for request_id in request_ids:
+            self._deliver(self.core.end(request_id))
+
+    def _on_cancel_all(self) -> int:
+        ids = list(self.requests)
+        self._on_cancel(*ids)
+        return len(ids)
+
+    def _on_pause(self) -> None:
+        self.paused = True
+        self._stall()
+
+    def _on_resume(self) -> None:
+        self.paused = False
+        self._stall()
+
+    def _on_step(self) -> list[StepRecord] | None:
+        """One step by hand; None if nobody could run."""
+        if self.asleep:
+            raise EnginePausedError("the engine is asleep: call engine.wake_up() first")
+        if not self.paused:
+            raise EnginePausedError("engine.step() moves a paused engine by hand: call engine.pause() first")
+        try:
+            moved = self._step()
+        except BaseException as error:
+            self.fatal = error  # whoever asked for the step, what goes wrong in it ends the engine
+            raise
+        last = self.core.trace.last
+        return None if not moved else [] if last is None else [last]
+
+    def _on_use(self, policy: Policy | None, ops: dict[str, Any] | None) -> None:
+        if ops:
+            self.core.runner.use(ops)
+        if policy is not None:
+            self.core.scheduler.use(policy)
+
+    def _on_reset_prefix_cache(self) -> None:
+        self.core.scheduler.pool.forget()
+
+    def _on_sleep(self, level: int) -> None:
+        self.core.suspend()
+        self.core.runner.sleep(level)
+        self.asleep = True
+        self._stall()
+
+    def _on_wake_up(self) -> None:
+        self.core.runner.wake_up()
+        self.asleep = False
+        self._stall()
+
+    def _on_update_weights(self, weights: Any) -> None:
+        self.core.runner.update_weights(weights)
+        self.core.suspend()
+
+    def _on_close(self) -> None:
+        self.closing = True
+
+    def _stall(self) -> None:
+        """Say what the engine waits for, if for anything, and let those who wait for it look."""
+        self.mailbox.stalled = "asleep" if self.asleep else "paused" if self.paused else None
+        for request in self.requests.values():
+            request.wake()
+
+
+def _dead(error: BaseException) -> EngineDeadError:
+    return EngineDeadError(f"the engine stopped at an error: {type(error).__name__}: {error}. Close it and make a new one")
