@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 
 GREEDY_BELOW = 1e-5  # a temperature under this takes the most likely token
@@ -177,3 +180,19 @@ def _in_order(values: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, to
     ids, order = ids.sort(-1, descending=True)
     values, order = torch.sort(values.gather(1, order), dim=-1, descending=True, stable=True)
     return values, ids.gather(1, order)
+
+
+def example_inputs(
+    generator: torch.Generator, dtype: torch.dtype = torch.float32
+) -> Iterator[tuple[tuple[Any, ...], tuple[torch.Tensor, ...]]]:
+    """Arguments to try, each with those of its tensors that the op writes to; logits are float32 whatever the model's dtype."""
+    del dtype
+    device = generator.device
+    for rows, vocab in ((1, 131), (40, 1000), (7, 4096)):
+        logits = torch.randn(rows, vocab, generator=generator, device=device) * 4
+        temperature = torch.rand(rows, generator=generator, device=device).sub_(0.2).clamp_(min=0)  # a fifth of the rows is greedy
+        top_k = torch.randint(0, 40, (rows,), generator=generator, device=device)
+        top_p = torch.rand(rows, generator=generator, device=device).mul_(2).clamp_(0.1, 1)
+        min_p = torch.rand(rows, generator=generator, device=device).sub_(0.5).clamp_(min=0)
+        seeds, positions = torch.randint(0, 1 << 40, (2, rows), generator=generator, device=device)
+        yield (logits, temperature, top_k, top_p, min_p, seeds, positions), ()

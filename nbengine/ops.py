@@ -80,6 +80,8 @@ class Ops:
             return op, shipped[op]
         if not callable(op):
             raise TypeError(f"the implementation of {name} must be a function, 'reference' or 'triton', not {type(op).__name__}")
+        if not hasattr(_module(name), "example_inputs"):
+            raise ValueError(f"{name} cannot be exchanged: nbengine.kernels.{name} has no example_inputs to check a function with")
         label = getattr(op, "__qualname__", type(op).__name__)
         error, case = measure_error(name, op, self.device)
         dtype = _check_dtype(self.device)

@@ -133,7 +133,7 @@ def engine(make_engine: Callable[..., Engine]) -> Engine:
     return make_engine()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def prompts() -> Callable[..., list[list[int]]]:
     """Random prompts of many lengths."""
 

@@ -9,7 +9,14 @@ from nbengine import Engine, SamplingParams
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine")]
 
-LLAMA = {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+LLAMA = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +43,14 @@ def prompts(count: int) -> list[list[int]]:
 def test_greedy_float32_equals_transformers(model, options):
     folder, reference = model
     with Engine(folder, skip_tokenizer_init=True, dtype="float32", max_model_len=256, **options) as engine:
-        outputs = engine.generate([{"prompt_token_ids": p} for p in prompts(24)], SamplingParams(temperature=0, max_tokens=24, ignore_eos=True))
+        outputs = engine.generate(
+            [{"prompt_token_ids": p} for p in prompts(24)], SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+        )
     for prompt, output in zip(prompts(24), outputs, strict=True):
         tokens = torch.tensor([prompt], device="cuda")
-        expected = reference.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=24, min_new_tokens=24, do_sample=False, pad_token_id=0)
+        expected = reference.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=24, min_new_tokens=24, do_sample=False, pad_token_id=0
+        )
         assert output.outputs[0].token_ids == expected[0, len(prompt) :].tolist()
 
 
@@ -58,7 +69,9 @@ def test_seeded_samples_are_those_of_the_cpu(model):
     params = SamplingParams(seed=7, max_tokens=16, ignore_eos=True, top_p=0.9)
     found = []
     for device in ("cpu", "cuda"):
-        with Engine(folder, skip_tokenizer_init=True, dtype="float32", device=device, max_model_len=256, kv_cache_memory_bytes=1 << 26) as engine:
+        with Engine(
+            folder, skip_tokenizer_init=True, dtype="float32", device=device, max_model_len=256, kv_cache_memory_bytes=1 << 26
+        ) as engine:
             found.append([output.outputs[0].token_ids for output in engine.generate([{"prompt_token_ids": p} for p in prompts(8)], params)])
     assert found[0] == found[1]
 

@@ -91,9 +91,9 @@ def test_a_record_says_who_ran_on_how_many_tokens_and_what_became_of_them():
     for _ in range(2):
         sim.step()
     one, two = sim.core.trace
-    assert (one.uids, one.starts, one.counts) == ([first.uid, second.uid], [0, 0], [4, 2])
+    assert (one.uids, list(one.starts), one.counts) == ([first.uid, second.uid], [0, 0], [4, 2])
     assert (one.sampled, one.admitted, one.finished) == ([first.uid], [first.uid, second.uid], [])
-    assert (two.uids, two.starts, two.counts) == ([first.uid, second.uid], [4, 2], [1, 3])
+    assert (two.uids, list(two.starts), two.counts) == ([first.uid, second.uid], [4, 2], [1, 3])
     assert two.finished == [(first.uid, "length"), (second.uid, "length")]
     assert (one.num_running, one.num_waiting, one.blocks_used, two.blocks_used) == (2, 0, 2, 0)
     assert (one.num_tokens, two.num_tokens) == (6, 4)
