@@ -67,7 +67,7 @@ class Peer:
 
 def compare(name: str, folder: Path, dtype: str, quick: bool) -> dict:
     """One request against `generate`, and 32 at once against 32 one by one."""
-    new, repeats, alone = (24, 1, 4) if quick else (128, 5, 8)
+    new, repeats, alone = (24, 1, 2) if quick else (128, 3, 3)
     llm = LLM(str(folder), dtype=dtype, skip_tokenizer_init=True, enable_prefix_caching=False, max_model_len=1024)
     peer = Peer(folder, dtype)
     vocab = llm.engine.info.vocab_size

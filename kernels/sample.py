@@ -32,6 +32,9 @@ def sample_reference(
     no matter which rows stand beside it, and which way through this file they made it take. See `gumbel_noise`.
     """
     greedy = temperature < GREEDY_BELOW
+    if logits.device.type == "cpu" and bool(greedy.all()):
+        drawn, ids = logits.max(-1)  # the common case of a single request, with little around it
+        return ids.masked_fill_(~drawn.isfinite(), -1)
     cut = ((top_k > 0) & (top_k < logits.shape[1])) | (top_p < 1) | (min_p > 0)
     ids = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
     for where, way in ((greedy, _best), (~greedy & ~cut, _draw), (~greedy & cut, _draw_cut)):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nbengine.trace import StepRecord, Trace
 
 _numbers = itertools.count()  # for the names of threads only
+PATIENCE = 10.0  # seconds that the collector, or the end of the process, waits for a step that may never end
 
 
 class Engine:
@@ -246,6 +247,9 @@ class Engine:
     def close(self) -> None:
         """End every request, the thread, and give all memory back. Harmless when it is closed."""
         self._close()
+        thread = self._mailbox.thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
 
     def __enter__(self) -> Self:
         return self
@@ -293,4 +297,4 @@ def _shut_down(mailbox: Mailbox, thread: threading.Thread) -> None:
     with contextlib.suppress(NBEngineError):
         mailbox.call("close")
     if thread is not threading.current_thread():
-        thread.join()
+        thread.join(PATIENCE)

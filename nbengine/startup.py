@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,6 +82,7 @@ class _Abort:
 def start(config: EngineConfig, mailbox: Mailbox, name: str, progress: Progress | None) -> Started:
     """Start the engine's thread, let it load, and wait until it is ready. An interrupt ends the load."""
     began = perf_counter()
+    _let_idle_threads_sleep()
     abort = _Abort(progress)
     folder = resolve_model(
         config.model,
@@ -110,6 +113,17 @@ def start(config: EngineConfig, mailbox: Mailbox, name: str, progress: Progress 
         loop.thread.join()
         raise
     return Started(loop.thread, core.scheduler, core.trace, info[0], tokenizer)
+
+
+def _let_idle_threads_sleep() -> None:
+    """Have torch's CPU threads sleep while they wait, not spin.
+
+    Spinning threads take the cores from those they wait for as soon as anything else runs (a notebook server, another kernel):
+    on two busy cores that made decoding about ten times slower. The library reads the variable when torch is imported, so it
+    changes nothing where that has happened, and nothing where the user has chosen.
+    """
+    if "torch" not in sys.modules and "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _tokenizer(config: EngineConfig, folder: Path, progress: Progress) -> Tokenizer:

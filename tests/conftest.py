@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 settings.register_profile("default", deadline=None, derandomize=True)  # a run that failed fails again
-settings.register_profile("long", deadline=None, max_examples=2000, print_blob=True)
+settings.register_profile("long", deadline=None, derandomize=False, max_examples=2000, print_blob=True)
 settings.load_profile("default")
 
 

@@ -197,7 +197,7 @@ def test_an_exception_in_the_loop_reaches_everybody(make_engine, until, where):
     policy = Breaks(where)
     engine = make_engine(scheduling_policy=policy)
     params = SamplingParams(temperature=0, max_tokens=500, ignore_eos=True)
-    requests = [engine.submit([5, i], params) for i in range(4, 8)]
+    requests = engine.submit_all([[5, i] for i in range(4, 8)], params)
     with ThreadPoolExecutor(4) as pool:
         waiters = [pool.submit(r.result) for r in requests[:2]] + [pool.submit(lambda: "".join(requests[2]))]
         until(lambda: policy.ready)
@@ -367,7 +367,7 @@ forever = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
         "engine.submit('a', forever); time.sleep(0.05); print('end')",
         "engine.pause(); engine.submit('a', forever); print('end')",
         "it = engine.stream('a', forever); next(it); print('end')",
-        "threading.Thread(target=engine.generate, args=(['a'], forever), daemon=True).start(); time.sleep(0.05); print('end')",
+        "threading.Thread(target=lambda: engine.submit('a', forever).wait(), daemon=True).start(); time.sleep(0.05); print('end')",
         "engine.submit('a', forever); print('end'); sys.exit(0)",
     ],
 )
@@ -376,6 +376,21 @@ def test_a_process_with_a_live_engine_ends(script, tiny, rest):
     assert (code, out.strip()) == (0, "end"), err
     assert "Error" not in err
     assert "Fatal" not in err
+
+
+def test_a_process_whose_engine_is_stuck_ends(script, tiny):
+    code, out, err = script(
+        BEGIN
+        + """
+import nbengine.engine
+nbengine.engine.PATIENCE = 0.5
+engine.submit('a', SamplingParams(logits_processors=[lambda output, logits: time.sleep(10000)]))
+time.sleep(0.1)
+print('end')
+""",
+        tiny.folder,
+    ).end(60)
+    assert (code, out.strip()) == (0, "end"), err
 
 
 def test_an_interrupt_cancels_exactly_the_requests_of_its_call(script, tiny):
@@ -394,10 +409,9 @@ for round, call in enumerate([
         threading.Timer(0.15, lambda: print('now', flush=True)).start()
         call()
     except KeyboardInterrupt:
-        deadline = time.time() + 20
-        while fresh() and time.time() < deadline:
-            time.sleep(0.01)
-        print('cancelled', sorted(fresh()), engine.status != 'dead', flush=True)
+        engine.pause()  # comes after the cancellations
+        print('cancelled', sorted(fresh()), engine.status, flush=True)
+        engine.resume()
 print(len(other.result(60).outputs[0].token_ids), engine.generate(['a'], SamplingParams(max_tokens=1))[0].finished)
 """,
         tiny.folder,
@@ -405,7 +419,7 @@ print(len(other.result(60).outputs[0].token_ids), engine.generate(['a'], Samplin
     for _ in range(3):
         assert run.line() == "now"
         run.interrupt()
-        assert run.line() == "cancelled [] True"
+        assert run.line() == "cancelled [] paused"
     code, out, err = run.end()
     assert (code, out.strip()) == (0, "300 True"), err
 
@@ -421,15 +435,41 @@ async def main():
 try:
     asyncio.run(main())
 except KeyboardInterrupt:
-    deadline = time.time() + 20
-    while engine.status != 'idle' and time.time() < deadline:
-        time.sleep(0.01)
-    print(engine.status)
+    engine.pause()
+    print(engine.stats()["num_running"], engine.status)
 """,
         tiny.folder,
     )
     assert run.line() == "now"
     run.interrupt()
     code, out, err = run.end()
-    assert (code, out.strip()) == (0, "idle"), err
+    assert (code, out.strip()) == (0, "0 paused"), err
     assert "never" not in err  # coroutines never awaited, exceptions never retrieved
+
+
+def test_an_agenerate_that_fails_leaves_no_task_with_a_secret(make_engine, until, caplog):
+    """The others of the call end too, and asyncio has nothing to complain of."""
+    import asyncio
+
+    engine = make_engine()
+    unraised = []
+
+    def fail(output, logits):
+        if len(output) > 2:
+            raise ZeroDivisionError("here")
+        return logits
+
+    bad = SamplingParams(logits_processors=[fail], max_tokens=50, ignore_eos=True)
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unraised.append(context))
+        with pytest.raises(RuntimeError, match="ZeroDivisionError: here"):
+            await engine.agenerate([[5], [6], [7]], [GREEDY, bad, bad])
+        await asyncio.to_thread(until, lambda: engine.status == "idle")
+        gc.collect()
+        await asyncio.sleep(0)
+
+    asyncio.run(main(), debug=True)
+    gc.collect()
+    assert not unraised
+    assert "never" not in caplog.text

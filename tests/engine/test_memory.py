@@ -44,10 +44,12 @@ def test_what_cannot_be_is_refused_with_advice(monkeypatch):
 
 
 def test_what_the_users_own_tensors_take_is_not_free():
-    before = free_memory(CPU)
-    tensors = torch.ones(256 << 20, dtype=torch.uint8)
-    after = free_memory(CPU)
-    assert before - after > 64 << 20, tensors.shape  # others allocate and free at the same time
+    def taken():
+        before = free_memory(CPU)
+        tensor = torch.ones(256 << 20, dtype=torch.uint8)
+        return before - free_memory(CPU), tensor
+
+    assert any(taken()[0] > 128 << 20 for _ in range(5))  # others on the machine allocate and free at the same time
     assert free_memory(CPU) > 0
 
 

@@ -211,6 +211,7 @@ class Breaks(Policy):
         return super().order(running)
 
 
+@pytest.mark.filterwarnings("ignore::nbengine.errors.EnginePausedWarning")
 def test_what_goes_wrong_in_a_step_by_hand_ends_the_engine_for_everybody(make_engine, caplog):
     engine = make_engine(scheduling_policy=Breaks)
     engine.pause()

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from nbengine import RequestOutputKind, SamplingParams
+from nbengine.batch import TokenLogprobs
 from nbengine.errors import EngineClosedError, RequestError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
@@ -141,6 +142,7 @@ def test_reading_what_is_there_does_not_wait(make_engine, gate):
 # ── cancelling ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.filterwarnings("ignore::nbengine.errors.EnginePausedWarning")
 def test_cancelled_while_it_waits(engine, long):
     engine.pause()
     request = engine.submit(PROMPT, long)
@@ -318,6 +320,39 @@ def test_outputs_come_as_the_kind_says(engine, expected, kind):
     assert (len(outputs) == 1) == (kind is RequestOutputKind.FINAL_ONLY)
 
 
+def test_a_token_that_comes_between_a_look_and_the_wait_is_seen(engine, monkeypatch):
+    from nbengine import request as module
+
+    engine.pause()
+    request = engine.submit(PROMPT, SamplingParams(temperature=0, max_tokens=2, ignore_eos=True))
+    look, looks = module._OutputReader.next, []
+
+    def next_and_step(reader):
+        found = look(reader)
+        looks.append(found)
+        if len(looks) == 1:
+            engine.step()
+        return found
+
+    monkeypatch.setattr(module._OutputReader, "next", next_and_step)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(next, request.outputs()).result(30)
+    assert looks[0] is None
+    assert len(first.outputs[0].token_ids) == 1
+    engine.resume()
+
+
+def test_why_it_ended_is_told_with_its_last_token_and_not_before():
+    from nbengine.completion import Completion
+
+    completion = Completion(0, None, PROMPT, SamplingParams(logprobs=0).resolve())
+    completion.finish("length", None)
+    assert completion.output().finish_reason is None
+    completion.put([5], [TokenLogprobs([5], [-1.0], 1)])
+    completion.complete()
+    assert (completion.output().finish_reason, completion.output().token_ids) == ("length", [5])
+
+
 def test_outputs_of_several_come_together(engine):
     params = SamplingParams(temperature=1, seed=1, max_tokens=20, n=3, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
     request = engine.submit(PROMPT, params)
@@ -405,7 +440,7 @@ def explode(output, logits):
     return logits
 
 
-def test_a_request_that_fails_fails_alone_and_tells_everybody_who_waits(engine, expected):
+def test_a_request_that_fails_fails_alone_and_tells_everybody_who_waits(engine, expected, until):
     bad = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, logits_processors=[explode])
     others = [engine.submit(PROMPT, GREEDY) for _ in range(3)]
     request = engine.submit(PROMPT, bad)
@@ -425,6 +460,7 @@ def test_a_request_that_fails_fails_alone_and_tells_everybody_who_waits(engine, 
     assert output.outputs[0].token_ids == expected[0][:5]
     assert output.outputs[0].finish_reason == "error"
     assert all(other.result().outputs[0].token_ids == expected[0] for other in others)
+    until(lambda: engine.status == "idle")
     assert engine.stats()["blocks_used"] == 0
 
 
@@ -445,6 +481,7 @@ def test_one_failure_of_a_call_is_raised_at_once_and_cancels_the_rest(engine, lo
         engine.step(10)
         with pytest.raises(RequestError):
             call.result(30)
+    assert engine.step() == []  # nobody is left
     engine.resume()
     until(lambda: engine.status == "idle")
 
