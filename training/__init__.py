@@ -1,0 +1,1 @@
+"""How the bundled model `tales` is made: corpus, tokenizer, training, evaluation."""
