@@ -26,6 +26,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "enable_expert_parallel": (False,),
     "distributed_executor_backend": (None,),
     "disable_log_stats": (True, False),
+    "enforce_eager": (True, False),  # there are no CUDA graphs yet, so both are the same
     "tokenizer_mode": ("auto",),
     "max_loras": (None, 1),
     "limit_mm_per_prompt": (None,),
@@ -33,6 +34,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "runner": ("auto", "generate"),
 }
 
+MOST_SEQUENCES = 1 << 16  # at once
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 MODEL_IMPLS = ("auto", "nbengine", "transformers")
@@ -78,8 +80,6 @@ class EngineConfig:
     scheduling_policy: str | Policy | type[Policy] = "fcfs"
     ops: dict[str, str | Callable[..., Any]] | None = None  # implementations in place of the default ones
 
-    enforce_eager: bool = False  # no CUDA graphs
-    overlap: bool = True  # plan the next step while one runs, where the device allows it
     trace_steps: int = 4096  # records kept; 0 keeps none
 
     @classmethod
@@ -112,6 +112,8 @@ class EngineConfig:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {getattr(self, name)!r}")
         for name in ("max_model_len", "kv_cache_memory_bytes", "num_gpu_blocks_override", "max_num_batched_tokens", "max_num_seqs"):
             _whole(name, getattr(self, name), least=1, optional=True)
+        if self.max_num_seqs is not None and self.max_num_seqs > MOST_SEQUENCES:
+            raise ValueError(f"max_num_seqs must be at most {MOST_SEQUENCES}, not {self.max_num_seqs}")
         _whole("block_size", self.block_size, least=1)
         _whole("trace_steps", self.trace_steps, least=0)
         _whole("seed", self.seed)

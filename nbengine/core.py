@@ -124,7 +124,7 @@ class EngineCore:
     def step(self) -> list[Update]:
         """Plan, run, commit: what every request that took part is given."""
         began = perf_counter()
-        batch = self.scheduler.plan()
+        batch = self._plan()
         if batch is None:
             return []
         planned = perf_counter()
@@ -144,6 +144,15 @@ class EngineCore:
         self._note(updates)
         self._record(batch.step, began, plan, (planned - began, launched - planned, ran - launched, perf_counter() - ran))
         return updates
+
+    def _plan(self) -> Batch | None:
+        try:
+            return self.scheduler.plan()
+        except Exception as error:
+            policy = type(self.scheduler.policy)
+            if policy.__module__ == "nbengine.policy":
+                raise
+            raise RuntimeError(f"the policy {policy.__qualname__} failed in a plan: {type(error).__name__}: {error}") from error
 
     def suspend(self) -> None:
         """Let nobody hold a block: whoever runs waits again and is computed anew, and the prefix cache is empty."""

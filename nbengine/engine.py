@@ -297,4 +297,4 @@ def _shut_down(mailbox: Mailbox, thread: threading.Thread) -> None:
     with contextlib.suppress(NBEngineError):
         mailbox.call("close")
     if thread is not threading.current_thread():
-        thread.join(PATIENCE)
+        thread.join(PATIENCE)  # not for ever: the collector may run in somebody who holds what the thread waits for

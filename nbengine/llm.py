@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from nbengine.checks import checks_keywords
 from nbengine.engine import Engine, as_list, spread
@@ -114,6 +114,16 @@ class LLM:
     def wake_up(self) -> None:
         """Undo `sleep()`."""
         self.engine.wake_up()
+
+    def close(self) -> None:
+        """End the engine and give all memory back."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __repr__(self) -> str:
         return f"LLM({self.engine!r})"

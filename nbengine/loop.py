@@ -88,6 +88,9 @@ class EngineLoop:
         self.requests.clear()
         core = self.__dict__.pop("core", None)
         if core is not None:
+            with contextlib.suppress(Exception):  # a loop that met an error may have left anything behind
+                for request_id in list(core.requests):
+                    core.end(request_id)
             core.runner.close()
 
     def _take_messages(self) -> None:
@@ -218,10 +221,14 @@ class EngineLoop:
         return None if not moved else [] if last is None else [last]
 
     def _on_use(self, policy: Policy | None, ops: dict[str, Any] | None) -> None:
-        if ops:
-            self.core.runner.use(ops)
+        before = self.core.scheduler.policy
         if policy is not None:
             self.core.scheduler.use(policy)
+        try:
+            self.core.runner.use(ops or {})
+        except BaseException:
+            self.core.scheduler.use(before)  # both or neither
+            raise
 
     def _on_reset_prefix_cache(self) -> None:
         self.core.scheduler.pool.forget()

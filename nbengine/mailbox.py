@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -25,6 +26,7 @@ class Mailbox:
         self.stalled: str | None = None  # "paused" or "asleep", set by the engine's thread
         self.closed: NBEngineError | None = None  # why nothing is taken any more
         self.thread: threading.Thread | None = None  # the engine's
+        self._process = os.getpid()
         self._messages: deque[Message] = deque()
         self._wake: Callable[[], None] | None = None  # set while the engine's thread sleeps; only that thread writes it
 
@@ -87,6 +89,8 @@ class Mailbox:
                     request.fail(_fresh(self.closed), request.metrics.arrival_time)
 
     def _post(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, future: Future[Any] | None = None) -> None:
+        if os.getpid() != self._process:  # a fork: the engine's thread is not in this process
+            raise EngineClosedError("this engine lives in the process that made it, not in its forks: make one of this process's own")
         if self.closed is not None:
             raise _fresh(self.closed)
         self._messages.append((name, args, kwargs or {}, future))

@@ -60,6 +60,13 @@ def _parts(prompt: Any) -> tuple[str | None, Any]:
         text, tokens = None, prompt
     else:
         raise TypeError(f"a prompt must be {_FORMS}, not {type(prompt).__name__}")
+    if tokens is None and text is not None and not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the prompt is no valid Unicode text ({error.reason} at character {error.start}): remove lone surrogates"
+            ) from None
     if tokens is None and text == "":
         raise ValueError("the prompt is empty: give at least one character, or token ids such as [bos_token_id]")
     return text, tokens

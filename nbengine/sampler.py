@@ -194,7 +194,7 @@ def _process(processor: Callable[..., Any], history: tuple[list[int], ...], x: t
     name = getattr(processor, "__name__", None) or type(processor).__name__
     try:
         new = processor(*history, x)
-    except Exception as e:  # noqa: BLE001  (whatever the user's code raises is this sample's failure)
+    except BaseException as e:  # noqa: BLE001  (whatever the user's code raises, sys.exit() too, is this sample's failure)
         raise _ProcessorError(f"logits processor {name} raised {type(e).__name__}: {e}") from None
     if not isinstance(new, torch.Tensor):
         raise _ProcessorError(f"logits processor {name} returned {type(new).__name__}; return the logits, a torch.Tensor")

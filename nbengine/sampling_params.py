@@ -15,6 +15,8 @@ from typing import Any
 from nbengine.checks import as_int
 from nbengine.errors import nearest
 
+MOST_OUTPUTS = 16384  # of one request
+LONGEST_STOP = 1000  # characters of a stop string
 GREEDY_BELOW = 1e-5  # a temperature under this means: take the most likely token
 
 # Names of vLLM, old and new, that are not built: the values that change nothing, and what to do instead of the others.
@@ -192,12 +194,14 @@ class SamplingParams:
     def _check(self) -> None:
         """Bring every field to its one form, or say what is wrong with it."""
         self.n = _int("n", self.n, least=1)
+        if self.n > MOST_OUTPUTS:
+            raise ValueError(f"n must be at most {MOST_OUTPUTS}, got {self.n}: submit several requests for more")
         self.presence_penalty = _float("presence_penalty", self.presence_penalty, -2.0, 2.0)
         self.frequency_penalty = _float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         self.repetition_penalty = _float("repetition_penalty", self.repetition_penalty, 0.0, advice="use 1 for none", open_below=True)
         self.temperature = _float("temperature", self.temperature, 0.0, advice="use 0 for greedy")
         self.top_p = _float("top_p", self.top_p, 0.0, 1.0, advice="use 1 for all tokens, temperature=0 for greedy", open_below=True)
-        self.top_k = max(_int("top_k", self.top_k, least=-1, advice="use 0 for all tokens"), 0)
+        self.top_k = min(max(_int("top_k", self.top_k, least=-1, advice="use 0 for all tokens"), 0), 2**31 - 1)
         self.min_p = _float("min_p", self.min_p, 0.0, 1.0, advice="use 0 for none")
         self.seed = _seed(self.seed)
         self.max_tokens = None if self.max_tokens is None else _int("max_tokens", self.max_tokens, least=1)
@@ -208,6 +212,8 @@ class SamplingParams:
             if f.type == "bool" and not isinstance(getattr(self, f.name), bool):
                 raise TypeError(f"{f.name} must be True or False, not {getattr(self, f.name)!r}")
         self.stop = _strings("stop", [self.stop] if isinstance(self.stop, str) else self.stop)
+        if any(len(stop) > LONGEST_STOP for stop in self.stop):
+            raise ValueError(f"a stop string must have at most {LONGEST_STOP} characters: its first ones are enough to stop at")
         self.bad_words = _strings("bad_words", self.bad_words)
         self.stop_token_ids = list(dict.fromkeys(_ids("stop_token_ids", self.stop_token_ids)))
         if self.allowed_token_ids is not None:

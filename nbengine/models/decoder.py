@@ -89,6 +89,10 @@ class Decoder:
         for name, value in weights.items():
             if name not in places:
                 raise CheckpointError(f"the model has no weight {name!r}{nearest(name, places)}; names are those of the checkpoint")
+            if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+                raise CheckpointError(
+                    f"the new value of {name} must be a tensor of a floating dtype, not {getattr(value, 'dtype', type(value))}"
+                )
             if places[name].shape != value.shape:
                 raise CheckpointError(f"{name} has the shape {list(places[name].shape)}; the new value's is {list(value.shape)}")
         for name, value in weights.items():

@@ -327,8 +327,9 @@ def test_an_interrupt_while_it_loads_is_obeyed_even_if_the_load_gets_through(scr
     """The interrupt comes when the weights are in place and no more progress is reported."""
     run = script(
         """
-import sys, threading, time
+import signal, sys, threading, time
 import nbengine.runner
+signal.signal(signal.SIGINT, signal.default_int_handler)
 made = nbengine.runner.LocalRunner._allocate
 def slow(self):
     print("allocating", flush=True)
@@ -355,6 +356,7 @@ except KeyboardInterrupt:
 BEGIN = """
 import sys, threading, time, signal
 from nbengine import Engine, LLM, SamplingParams
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background inherits an ignored one
 engine = Engine(sys.argv[1], max_model_len=2048, num_gpu_blocks_override=512)
 forever = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
 """
@@ -419,7 +421,7 @@ print(len(other.result(60).outputs[0].token_ids), engine.generate(['a'], Samplin
     for _ in range(3):
         assert run.line() == "now"
         run.interrupt()
-        assert run.line() == "cancelled [] paused"
+        assert run.line() == "cancelled [] paused", run.end()
     code, out, err = run.end()
     assert (code, out.strip()) == (0, "300 True"), err
 
