@@ -46,10 +46,10 @@ def test_what_cannot_be_is_refused_with_advice(monkeypatch):
 def test_what_the_users_own_tensors_take_is_not_free():
     def taken():
         before = free_memory(CPU)
-        tensor = torch.ones(256 << 20, dtype=torch.uint8)
+        tensor = torch.ones(1 << 30, dtype=torch.uint8)
         return before - free_memory(CPU), tensor
 
-    assert any(taken()[0] > 128 << 20 for _ in range(5))  # others on the machine allocate and free at the same time
+    assert any(taken()[0] > 256 << 20 for _ in range(12))  # others on the machine allocate and free at the same time
     assert free_memory(CPU) > 0
 
 
