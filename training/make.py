@@ -19,6 +19,8 @@ TEACHER = Recipe(epochs=10.0, lr=0.005, weight_decay=1.0, dropout=0.25, chat=0.0
 STUDENT = Recipe()
 MANNERS = Recipe(epochs=1.0, lr=0.003, warmup=20, chat=0.5, chat_from=0.0)
 
+MINIATURE = {"epochs": 0.15, "batch": 4, "length": 64, "warmup": 5, "reports": 2}
+
 
 def make(corpus: Path, out: Path, size: str = "base", teacher_size: str = "teacher", **changes: float) -> None:
     """Run the whole recipe; `changes` go to every stage, to try it in miniature."""
@@ -41,9 +43,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for everything made; the model is in OUT/tales")
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--teacher-size", choices=SIZES, default="teacher", help="of the same vocabulary")
+    parser.add_argument("--miniature", action="store_true", help="tiny models and a few steps, to see it work on a CPU")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    make(args.corpus, args.out, args.size, args.teacher_size)
+    if args.miniature:
+        make(args.corpus, args.out, "tiny", "tiny", **MINIATURE)
+    else:
+        make(args.corpus, args.out, args.size, args.teacher_size)
 
 
 if __name__ == "__main__":

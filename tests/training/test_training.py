@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training.data import END_ID, IGNORED, Stream, load_prepared, prepare
 from training.evaluate import bits_per_byte, story_nats
-from training.make import make
+from training.make import MINIATURE, make
 from training.model import SIZES, build
 from training.muon import orthogonalise
 from training.soften import TOP, SoftTargets, predict
@@ -23,7 +23,7 @@ from training.train import Batch, Recipe, loss_of
 def made(tmp_path_factory, sample):
     """Train three tiny teachers and their student for some twenty steps each, and twenty more for manners."""
     out = tmp_path_factory.mktemp("made")
-    make(sample, out, "tiny", "tiny", epochs=0.15, batch=4, length=64, warmup=5, reports=2)
+    make(sample, out, "tiny", "tiny", **MINIATURE)
     return out
 
 
