@@ -17,8 +17,8 @@ TYPES := build/types/nbengine
 
 BIG_DOWNLOADS := sed -unE 's/^ *(Downloading .*[0-9] [MG]B\))/  \1/p'
 
-# Torch's idle threads spin by default, and on a busy machine they then take the cores from the threads that they wait for.
-export OMP_WAIT_POLICY ?= PASSIVE
+# Torch's idle threads spin for long by default, and on a busy machine they then take the cores from the threads that they wait for.
+export GOMP_SPINCOUNT ?= 1000
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export JUPYTER_PLATFORM_DIRS := 1
 

@@ -128,8 +128,8 @@ def cached_prefix(name: str, folder: Path, quick: bool) -> dict:
 
 
 def trace_cost(folder: Path, quick: bool) -> dict:
-    """32 requests at once with the trace on and off: each side's best processor time, since what is looked for is far below the noise."""
-    new, repeats = (16, 2) if quick else (48, 8)
+    """32 requests at once with the trace on and off, in many short pairs: the median of their ratios, since what is looked for is below the noise."""
+    new, pairs = (16, 4) if quick else (32, 60)
     engines = {
         "on": Engine(str(folder), skip_tokenizer_init=True, max_model_len=1024),
         "off": Engine(str(folder), skip_tokenizer_init=True, max_model_len=1024, trace_steps=0),
@@ -138,18 +138,26 @@ def trace_cost(folder: Path, quick: bool) -> dict:
 
     def run(engine: Engine, turn: int) -> float:
         prompts = [{"prompt_token_ids": ids(32, 100 * turn + i, engine.info.vocab_size)} for i in range(32)]
-        began = time.process_time()
+        began = time.perf_counter()
         engine.generate(prompts, params)
-        return time.process_time() - began
+        return time.perf_counter() - began
 
-    taken = alternate({name: (lambda turn, engine=engine: run(engine, turn)) for name, engine in engines.items()}, repeats, min)
+    ratios, seconds = [], {"on": [], "off": []}
+    for turn in range(pairs):
+        pair = {name: run(engines[name], turn) for name in (("on", "off") if turn % 2 else ("off", "on"))}
+        ratios.append(pair["on"] / pair["off"])
+        for name, taken in pair.items():
+            seconds[name].append(taken)
     for engine in engines.values():
         engine.close()
+    low, middle, high = (100 * (quarter - 1) for quarter in statistics.quantiles(ratios, n=4))
     return {
         "case": "trace on against off, 32 requests",
-        "on_s": taken["on"],
-        "off_s": taken["off"],
-        "overhead_percent": 100 * (taken["on"] / taken["off"] - 1),
+        "on_s": statistics.median(seconds["on"]),
+        "off_s": statistics.median(seconds["off"]),
+        "overhead_percent": middle,
+        "overhead_percent_lower_quartile": low,
+        "overhead_percent_upper_quartile": high,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from nbengine.errors import EnginePausedError
 from nbengine.sampler import Sampler
 from nbengine.step_inputs import CacheSpec, LayerCache, StepInputs
+from nbengine.step_threads import StepThreads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +37,7 @@ class LocalRunner:
         self._anchors = np.zeros(max_rows, np.int64)
         self._prompts: dict[int, list[int]] = {}  # of state rows whose prompt's log-probabilities are wanted
         self._launched: tuple[Batch, torch.Tensor] | None = None  # a batch and its hidden states [tokens, hidden]
+        self._threads = StepThreads() if self.device.type == "cpu" else None
         self._allocate()
 
     # ── a step ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -53,7 +56,8 @@ class LocalRunner:
             self._tables[rows, columns] = blocks
         if len(batch.copies):
             self.loaded.ops.copy_blocks(self.caches, torch.from_numpy(batch.copies).to(self.device))
-        self._launched = batch, self.model.forward(self._inputs(batch), self.caches)
+        with self._threads.timed(batch.num_tokens) if self._threads else nullcontext():
+            self._launched = batch, self.model.forward(self._inputs(batch), self.caches)
 
     @torch.inference_mode()
     def sample(self, mask: Any = None) -> Sampled:
