@@ -9,9 +9,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from nbengine.errors import nearest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from jinja2.parser import Parser
 
 REASONING = ("reasoning_content", "thinking", "reasoning")  # the names under which a message's reasoning is passed
+EXAMPLE = "{'role': 'user', 'content': 'Hello'}"
 CUT_MARK = "\ue0c5cut-here\ue0c5"  # stands after the text that the model is to continue; private use, so in no real message
 
 
@@ -40,7 +43,7 @@ def read_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
 class ChatTemplate:
     """Renders messages with a model's template, or with one given for the call.
 
-    >>> ChatTemplate({"default": "{{ bos_token }}{{ messages[0].content }}"}, {"bos_token": "<s>"}).render([{"content": "Hi"}])
+    >>> ChatTemplate({"default": "{{ bos_token }}{{ messages[0].content }}"}, {"bos_token": "<s>"}).render([{"role": "user", "content": "Hi"}])
     '<s>Hi'
     """
 
@@ -48,7 +51,7 @@ class ChatTemplate:
         self.templates = dict(templates)
         self.special_tokens = dict(special_tokens)
         self._environment = _environment()
-        self._compiled: dict[str, jinja2.Template] = {}
+        self._compiled: dict[str, _Compiled] = {}
 
     def source(self, chosen: str | None, *, tools: bool) -> str:
         """The template text: a name of the model's own, a whole template, or what the model uses by default."""
@@ -80,27 +83,65 @@ class ChatTemplate:
                 "add_generation_prompt starts a new reply and continue_final_message goes on with the last one: pass "
                 "add_generation_prompt=False with continue_final_message=True"
             )
-        source = self.source(chat_template, tools=tools is not None)
-        chat = _plain_messages(messages)
+        template = self._compile(self.source(chat_template, tools=bool(tools)))
+        template.check_reads([*variables, *(["tools"] if tools else [])])
+        chat = _plain_messages(messages, parts=template.takes_parts)
         mark = _Continuation(chat, continue_final_message) if continue_final_message else None
         values = {
             **self.special_tokens,
             "documents": None,
             **{name: _plain(value) for name, value in variables.items()},
             "messages": chat,
-            "tools": None if tools is None else [_plain(_schema(tool)) for tool in tools],
+            "tools": [_plain(_schema(tool)) for tool in tools] if tools else None,
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            text = self._compile(source).render(values)
-        except jinja2.TemplateError as error:
+            text = template.program.render(values)
+        except (jinja2.TemplateError, TypeError) as error:
             raise ValueError(f"the chat template does not take these messages: {error}") from error
         return text if mark is None else mark.cut(text)
 
-    def _compile(self, source: str) -> jinja2.Template:
+    def _compile(self, source: str) -> _Compiled:
         if source not in self._compiled:
-            self._compiled[source] = self._environment.from_string(source)
+            try:
+                program, tree = self._environment.from_string(source), self._environment.parse(source)
+            except jinja2.TemplateError as error:
+                raise ValueError(f"the chat template is no valid Jinja: {error}") from error
+            takes_parts = _goes_through_parts(tree)
+            self._compiled[source] = _Compiled(program, frozenset(meta.find_undeclared_variables(tree)), takes_parts)
         return self._compiled[source]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Compiled:
+    """A template, and what it makes use of."""
+
+    program: jinja2.Template
+    reads: frozenset[str]  # names that it looks up
+    takes_parts: bool  # whether it goes through a content's parts itself, when that is a list
+
+    def check_reads(self, names: Sequence[str]) -> None:
+        """Refuse what the template would ignore."""
+        for name in names:
+            if name not in self.reads:
+                options = sorted(self.reads - {"messages", "add_generation_prompt", "documents", "tools"})
+                known = f"; it reads {', '.join(options)}" if options else ""
+                raise ValueError(
+                    f"this chat template never reads {name!r}, so the model would not see it{nearest(name, options)}{known}: leave it out, "
+                    "or pass a chat_template that has it"
+                )
+
+
+def _goes_through_parts(tree: nodes.Template) -> bool:
+    """Whether there is a loop over something called `content`."""
+    for loop in tree.find_all(nodes.For):
+        over: Any = loop.iter
+        while isinstance(over, nodes.Filter):
+            over = over.node
+        name = over.arg if isinstance(over, nodes.Getitem) else over
+        if "content" in {getattr(name, field, None) for field in ("name", "attr", "value")}:
+            return True
+    return False
 
 
 class _Continuation:
@@ -131,18 +172,54 @@ class _Continuation:
         return rendered[:at].rstrip() if trimmed else rendered[:at]
 
 
-def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _plain_messages(messages: Any, *, parts: bool) -> list[dict[str, Any]]:
+    """Fresh copies of the messages, checked; contents given in parts are joined unless the template goes through parts."""
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise TypeError(f"messages must be a list of {EXAMPLE} dicts, not {type(messages).__name__}")
     if not messages:
-        raise ValueError("the conversation is empty: pass at least one message, such as {'role': 'user', 'content': 'Hello'}")
+        raise ValueError(f"the conversation is empty: pass at least one message, such as {EXAMPLE}")
     chat = []
-    for given in messages:
+    for index, given in enumerate(messages):
         message = _plain(given)
         if not isinstance(message, dict):
-            raise TypeError(f"a message is a dict such as {{'role': 'user', 'content': 'Hello'}}, not {type(given).__name__}")
+            raise TypeError(f"a message is a dict such as {EXAMPLE}, not {type(given).__name__}")
         message = {key: value for key, value in message.items() if value is not None}  # clients send content=None beside tool_calls
+        _check_message(f"message {index}", message, parts=parts)
         thought = next((message[name] for name in REASONING if name in message), None)
         chat.append(message if thought is None else {"thinking": thought, **message, "reasoning_content": thought})
     return chat
+
+
+def _check_message(what: str, message: dict[str, Any], *, parts: bool) -> None:
+    if not isinstance(message.get("role"), str):
+        wrong = f"has role {message['role']!r}, which is no string" if "role" in message else "has no role"
+        raise (TypeError if "role" in message else ValueError)(f"{what} {wrong}: write it as {EXAMPLE}")
+    what += f" (of the {message['role']})"
+    if "content" not in message:
+        if not any(name in message for name in ("tool_calls", "function_call", *REASONING)):
+            raise ValueError(f"{what} has no content: write it as {EXAMPLE}")
+        return
+    content = message["content"]
+    if isinstance(content, list | tuple):
+        texts = [_text_of(what, part) for part in content]
+        message["content"] = [{"type": "text", "text": text} for text in texts] if parts else "\n".join(texts)  # as vLLM joins them
+    elif not isinstance(content, str):
+        raise TypeError(
+            f"{what} has a content of type {type(content).__name__}: pass a string (json.dumps() of data), or a list of text parts"
+        )
+
+
+def _text_of(what: str, part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict):
+        raise TypeError(f"{what} has a part that is {part!r}: a part is {{'type': 'text', 'text': ...}}")
+    kind = part.get("type", "text")
+    if kind != "text":
+        raise ValueError(f"{what} has a part of type {kind!r}, and this engine takes text only: pass parts {{'type': 'text', 'text': ...}}")
+    if not isinstance(part.get("text"), str):
+        raise TypeError(f"{what} has a text part whose text is {part.get('text')!r}: write it as {{'type': 'text', 'text': ...}}")
+    return part["text"]
 
 
 def _plain(value: Any) -> Any:

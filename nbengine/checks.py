@@ -6,6 +6,8 @@ import functools
 import inspect
 import json
 import operator
+import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -24,6 +26,21 @@ def as_int(value: Any) -> int | None:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def told(error: BaseException) -> str:
+    """What went wrong in a user's code that was called where this is, and on which line: an error itself would keep its frames."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    where = f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name})" if frames else ""
+    return f"{type(error).__name__}{where}: {error}"
+
+
+def callers_level() -> int:
+    """The stacklevel that makes a warning, given where this is called, point at the line outside of nbengine."""
+    level, frame = 1, sys._getframe(1)  # noqa: SLF001 - what warnings uses, too
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("nbengine."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class EngineConfig:
         for name in list(config):
             if name in _NEUTRAL:
                 value = config.pop(name)
-                if value not in _NEUTRAL[name]:
+                if not any(value == same and isinstance(value, bool) == isinstance(same, bool) for same in _NEUTRAL[name]):
                     raise ValueError(f"{name}={value!r} is not supported yet; leave it at {_NEUTRAL[name][0]!r}")
             elif name not in known:
                 raise TypeError(f"unknown engine option {name!r}{nearest(name, [*known, *_NEUTRAL])}")
@@ -133,7 +133,9 @@ class EngineConfig:
         if not DEVICE.fullmatch(self.device):
             raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', not {self.device!r}")
         if self.ops is not None and not isinstance(self.ops, Mapping):
-            raise TypeError(f"ops must be a dict from an op's name to an implementation, not {self.ops!r}")
+            raise TypeError(
+                f"ops must be a dict from an op's name to an implementation, such as {{'linear': 'reference'}}, not {self.ops!r}"
+            )
         policy_named(self.scheduling_policy)
 
 

@@ -116,6 +116,12 @@ class EngineCore:
         self._note(updates)
         return updates
 
+    def rejected(self) -> list[Update]:
+        """Who was ended, since this was last called, because a user's policy failed to decide on them."""
+        updates = self.scheduler.take_rejected()
+        self._note(updates)
+        return updates
+
     def has_work(self) -> bool:
         return self.scheduler.has_work()
 
@@ -124,9 +130,10 @@ class EngineCore:
     def step(self) -> list[Update]:
         """Plan, run, commit: what every request that took part is given."""
         began = perf_counter()
-        batch = self._plan()
+        batch = self.scheduler.plan()
+        rejected = self.rejected()
         if batch is None:
-            return []
+            return rejected
         planned = perf_counter()
         plan = self.scheduler.in_flight[batch.step]
         self.entered = plan.entered
@@ -143,16 +150,7 @@ class EngineCore:
             updates = self.scheduler.commit(batch, sampled)
         self._note(updates)
         self._record(batch.step, began, plan, (planned - began, launched - planned, ran - launched, perf_counter() - ran))
-        return updates
-
-    def _plan(self) -> Batch | None:
-        try:
-            return self.scheduler.plan()
-        except Exception as error:
-            policy = type(self.scheduler.policy)
-            if policy.__module__ == "nbengine.policy":
-                raise
-            raise RuntimeError(f"the policy {policy.__qualname__} failed in a plan: {type(error).__name__}: {error}") from error
+        return rejected + updates
 
     def suspend(self) -> None:
         """Let nobody hold a block: whoever runs waits again and is computed anew, and the prefix cache is empty."""

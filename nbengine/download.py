@@ -115,7 +115,35 @@ class Download:
         raise AssertionError
 
     def _attempt(self) -> Path:
-        from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+        from huggingface_hub import snapshot_download
+
+        names, self.total = self._listed()
+        self._check_space()
+        self.bars.clear()
+        found = snapshot_download(
+            self.model,
+            revision=self.revision,
+            cache_dir=self.cache,
+            token=self.token,
+            endpoint=self.endpoint,
+            allow_patterns=names,
+            tqdm_class=type("Bar", (_CountingBar,), {"download": self}),
+        )
+        return Path(found)
+
+    def missing(self) -> int:
+        """Bytes that a download would still fetch; asks the hub once, and explains what goes wrong as a download does."""
+        if _offline():
+            self._cached(None)
+            return 0
+        try:
+            return self._listed()[1]
+        except Exception as error:
+            raise self._explained(error) from error
+
+    def _listed(self) -> tuple[list[str], int]:
+        """The files that the hub has and the engine wants, and the bytes of those that are not here."""
+        from huggingface_hub import HfApi, try_to_load_from_cache
 
         api = HfApi(endpoint=self.endpoint, token=self.token)
         info = api.model_info(self.model, revision=self.revision, files_metadata=True, timeout=30)
@@ -130,19 +158,7 @@ class Download:
         if self.weights and "config.json" not in names:
             raise ModelNotFoundError(f"{self.model} has no config.json, so it is not a whole model (an adapter?): pass the base model's id")
         missing = [name for name in names if not isinstance(try_to_load_from_cache(self.model, name, self.cache, info.sha), str)]
-        self.total = sum(sizes[name] for name in missing)
-        self._check_space()
-        self.bars.clear()
-        found = snapshot_download(
-            self.model,
-            revision=self.revision,
-            cache_dir=self.cache,
-            token=self.token,
-            endpoint=self.endpoint,
-            allow_patterns=names,
-            tqdm_class=type("Bar", (_CountingBar,), {"download": self}),
-        )
-        return Path(found)
+        return names, sum(sizes[name] for name in missing)
 
     def _cached(self, error: Exception | None) -> Path:
         """What is already here, for a hub that may not, or cannot, be asked."""

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from nbengine.download import Download, Progress
-from nbengine.errors import ModelNotFoundError
+from nbengine.errors import ModelNotFoundError, nearest
 
 BUNDLED = "tales"
 TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab.*", "tekken.json", "*.tiktoken")
@@ -33,9 +33,11 @@ def resolve_model(
     """
     name = os.fspath(model)
     if name == BUNDLED and not isinstance(model, Path):
+        _refuse_revision(revision, "the bundled model")
         return _checked(Path(__file__).parent / BUNDLED, weights=weights)
     folder = Path(name).expanduser()
     if name and folder.is_dir():
+        _refuse_revision(revision, f"the folder {name}")
         return _checked(folder, weights=weights)
     if folder.is_file():
         raise ModelNotFoundError(f"{name} is a file, and a model is a folder with config.json and *.safetensors: pass {folder.parent}")
@@ -45,7 +47,17 @@ def resolve_model(
         )
     if not HUB_ID.fullmatch(name):
         raise ModelNotFoundError(f"{name!r} is neither a folder here nor a hub id such as Qwen/Qwen3-0.6B: check the spelling")
-    return Download(name, revision, _cache_folder(download_dir), token, weights).folder(progress)
+    try:
+        return Download(name, revision, _cache_folder(download_dir), token, weights).folder(progress)
+    except ModelNotFoundError as error:
+        if hint := nearest(name.lower(), [BUNDLED]):
+            raise ModelNotFoundError(f"{error}{hint} That is the bundled model") from error
+        raise
+
+
+def _refuse_revision(revision: str | None, model: str) -> None:
+    if revision is not None:
+        raise ValueError(f"revision={revision!r} means a version of a model on the hub, and {model} has only the one: leave revision out")
 
 
 def _checked(folder: Path, *, weights: bool) -> Path:

@@ -57,6 +57,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer one conversation, or several together, written by the model's own chat template."""
         conversations = _conversations(messages)
+        if chat_template_kwargs is not None and not isinstance(chat_template_kwargs, Mapping):
+            raise TypeError(f"chat_template_kwargs must be a dict of what the template reads, not {chat_template_kwargs!r}")
         tokenizer = self.engine.get_tokenizer()
         prompts: list[Prompt] = []
         for conversation in conversations:

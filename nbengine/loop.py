@@ -8,10 +8,10 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from nbengine.bell import Reply
 from nbengine.core import EngineCore, NewRequest
 from nbengine.errors import EngineClosedError, EngineDeadError, EnginePausedError, NBEngineError, without_frames
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from nbengine.trace import StepRecord
 
 log = logging.getLogger("nbengine")
-NOTHING_TO_RUN = 0.001  # seconds to leave to others when a policy lets nobody run
+LOOK_AGAIN = (0.001, 0.05)  # seconds until a policy that lets nobody run is asked again, first and last
+PATIENCE = 1.0  # seconds of that until those who wait are told
 
 
 class EngineLoop:
@@ -36,13 +37,14 @@ class EngineLoop:
     def __init__(self, mailbox: Mailbox, build: Callable[[], EngineCore], name: str) -> None:
         self.mailbox = mailbox
         self.build = build
-        self.ready: Future[EngineCore] = Future()
+        self.ready: Reply[EngineCore] = Reply()
         self.thread = mailbox.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.requests: dict[str, Request] = {}
         self.closing = False
         self.fatal: BaseException | None = None  # what a step met that was made by hand
         self.paused = False
         self.asleep = False
+        self._idle = 0.0  # seconds that a policy has let nobody run
 
     # ── the thread ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -52,18 +54,21 @@ class EngineLoop:
                 loop.run_until_complete(self._main(loop))
         except BaseException as error:  # noqa: BLE001 - told to everybody who waits
             reason: NBEngineError = _dead(error)
-            if self.ready.done():
+            if self.ready.answered:
                 log.error("the engine's loop met an error:\n%s", traceback.format_exc())  # noqa: TRY400 - as text: a record keeps no frames
                 without_frames(error)
             else:
-                self.ready.set_exception(without_frames(error))
+                self.ready.fail(without_frames(error))
         else:
             reason = EngineClosedError("this engine was closed: make a new one to go on")
-        self._let_go(reason)
+        try:
+            self._let_go(reason)
+        finally:
+            self.mailbox.ended.give(None)
 
     async def _main(self, loop: asyncio.AbstractEventLoop) -> None:
         self.core = self.build()
-        self.ready.set_result(self.core)
+        self.ready.give(self.core)
         bell = asyncio.Event()
 
         def wake() -> None:
@@ -71,13 +76,20 @@ class EngineLoop:
 
         while not self.closing:
             self._take_messages()
+            if not self.core.has_work():
+                self._idle, self.mailbox.blocked = 0.0, None
+            again = None  # seconds until it looks whether anything can run; None: when there is a message
             if self.core.has_work() and self.mailbox.stalled is None and not self.closing:
-                moved = self._step()
-                await asyncio.sleep(0 if moved else NOTHING_TO_RUN)
+                again = self._look_again_in(self._step())
+            if again == 0:
+                await asyncio.sleep(0)
             elif not self.closing and self.mailbox.sleep(wake):
+                timer = None if again is None else loop.call_later(again, bell.set)
                 await bell.wait()
                 self.mailbox.awake()
                 bell.clear()
+                if timer is not None:
+                    timer.cancel()
 
     def _let_go(self, reason: NBEngineError) -> None:
         """Tell everybody who waits, and release what the thread holds."""
@@ -95,25 +107,24 @@ class EngineLoop:
 
     def _take_messages(self) -> None:
         while (message := self.mailbox.take()) is not None:
-            name, args, kwargs, future = message
+            name, args, kwargs, reply = message
             handler = getattr(self, f"_on_{name}")
-            if future is None:
+            if reply is None:
                 handler(*args, **kwargs)
             else:
-                self._answer(future, handler, args, kwargs)
+                self._answer(reply, handler, args, kwargs)
             if self.fatal is not None:
                 raise self.fatal
+        self._deliver(self.core.rejected())
         self.core.flush()
 
-    def _answer(self, future: Future[Any], handler: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
+    def _answer(self, reply: Reply[Any], handler: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
             result = handler(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - the caller's to see
-            future.set_exception(_dead(error) if error is self.fatal else without_frames(error))
+            reply.fail(_dead(error) if error is self.fatal else without_frames(error))
         else:
-            future.set_result(result)
+            reply.give(result)
 
     # ── a step and what it brought ──────────────────────────────────────────────────────────────────────────────────
 
@@ -127,6 +138,19 @@ class EngineLoop:
                 request.metrics.first_scheduled_time = began
         self._deliver(updates)
         return self.core.scheduler.steps > steps
+
+    def _look_again_in(self, moved: bool) -> float:
+        """Seconds until the next step: none after one that ran, more and more while a policy lets nobody run, who are told of it."""
+        if moved or not self.core.has_work():
+            self._idle, self.mailbox.blocked = 0.0, None
+            return 0.0
+        pause = min(max(LOOK_AGAIN[0], self._idle), LOOK_AGAIN[1])
+        self._idle += pause
+        if self._idle >= PATIENCE and self.mailbox.blocked is None:
+            policy = type(self.core.scheduler.policy).__qualname__
+            self.mailbox.blocked = f"the policy {policy} lets nobody run: exchange it with engine.use(policy=...)"
+            self._wake_all()
+        return pause
 
     def _deliver(self, updates: list[Update]) -> None:
         now = perf_counter()
@@ -189,6 +213,9 @@ class EngineLoop:
                 )
             )
 
+    def _on_request_ids(self) -> list[str]:
+        return list(self.requests)
+
     def _on_cancel(self, *request_ids: str) -> None:
         for request_id in request_ids:
             self._deliver(self.core.end(request_id))
@@ -221,6 +248,7 @@ class EngineLoop:
         return None if not moved else [] if last is None else [last]
 
     def _on_use(self, policy: Policy | None, ops: dict[str, Any] | None) -> None:
+        self._idle, self.mailbox.blocked = 0.0, None
         before = self.core.scheduler.policy
         if policy is not None:
             self.core.scheduler.use(policy)
@@ -254,6 +282,10 @@ class EngineLoop:
     def _stall(self) -> None:
         """Say what the engine waits for, if for anything, and let those who wait for it look."""
         self.mailbox.stalled = "asleep" if self.asleep else "paused" if self.paused else None
+        self.mailbox.blocked = None
+        self._wake_all()
+
+    def _wake_all(self) -> None:
         for request in self.requests.values():
             request.wake()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,10 +42,21 @@ def size(count: float) -> str:
 
 
 def plan_memory(
-    config: EngineConfig, device: torch.device, *, weights: int, block_bytes: int, max_model_len: int, max_num_seqs: int
+    config: EngineConfig,
+    device: torch.device,
+    *,
+    weights: int,
+    block_bytes: int,
+    max_model_len: int,
+    max_num_seqs: int,
+    free: int | None = None,
 ) -> MemoryPlan:
-    """Size the pool: as told, or from what is free, and never more than the sequences allowed at once could fill."""
-    free = free_memory(device)
+    """Size the pool: as told, or from what is free, and never more than the sequences allowed at once could fill.
+
+    `free` is what will be free once the weights are in place, for a model that is not loaded; None: what is free now.
+    """
+    if free is None:
+        free = free_memory(device)
     useful = max_num_seqs * -(-max_model_len // config.block_size)
     if config.num_gpu_blocks_override is not None:
         blocks = config.num_gpu_blocks_override
@@ -81,12 +93,24 @@ def free_memory(device: torch.device) -> int:
 
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free_ram()
+
+
+def free_ram() -> int:
+    """Bytes of main memory that could be taken now, within the container's limit where there is one."""
     available = _meminfo_available()
     limit, used = _cgroup("memory.max", "memory/memory.limit_in_bytes"), _cgroup("memory.current", "memory/memory.usage_in_bytes")
     if limit is not None and used is not None:
         reclaimable = _cgroup_inactive_file()
         available = min(available, max(0, limit - used + reclaimable))
     return available
+
+
+def total_ram() -> int:
+    """Bytes of main memory in all: the machine's, or the container's limit where that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _cgroup("memory.max", "memory/memory.limit_in_bytes")
+    return total if limit is None else min(total, limit)
 
 
 def _meminfo_available() -> int:

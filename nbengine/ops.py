@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from nbengine.checks import told
 from nbengine.errors import nearest
 from nbengine.step_inputs import LayerCache
 
@@ -106,11 +107,22 @@ def measure_error(name: str, op: Op, device: torch.device, seed: int | None = No
         (args, written), (own_args, own_written) = example, copy.deepcopy(example)
         with torch.inference_mode():
             expected = [*_tensors(reference(*args)), *written]
-            got = [*_tensors(op(*own_args)), *own_written]
+            got = [*_tensors(_try(name, index, op, own_args)), *own_written]
         error = max([float("inf") if len(got) != len(expected) else 0.0, *map(_relative_rms, got, expected)])
         if not error <= worst:
             worst, case = error, index
     return worst, case
+
+
+def _try(name: str, case: int, op: Op, args: Iterable[Any]) -> Any:
+    try:
+        return op(*args)
+    except Exception as error:
+        label = getattr(op, "__qualname__", type(op).__name__)
+        raise ValueError(
+            f"{label}, given for {name}, raised {told(error)}, on example {case} of nbengine.kernels.{name}.example_inputs. "
+            f"It is called as {name}_reference is; the op in use was left as it is"
+        ) from error
 
 
 def _check_dtype(device: torch.device) -> torch.dtype:

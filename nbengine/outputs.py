@@ -107,6 +107,11 @@ class RequestOutput:
         sizes = f"prompt_token_ids=[{len(self.prompt_token_ids)} ids], num_cached_tokens={self.num_cached_tokens}"
         return f"RequestOutput(request_id={self.request_id!r}, {prompt}{sizes}, outputs={self.outputs!r}, finished={self.finished})"
 
+    def _repr_html_(self) -> str:
+        from nbengine.notebook.render import output_html
+
+        return output_html(self)
+
 
 def _between(start: float | None, end: float | None) -> float | None:
     return None if start is None or end is None else end - start

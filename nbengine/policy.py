@@ -5,9 +5,11 @@ A policy reads sequences and never changes them. `Policy` itself is continuous b
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from typing import Any
 
+from nbengine.checks import as_int, told
 from nbengine.sequence import Sequence
 
 
@@ -85,6 +87,98 @@ policies: dict[str, type[Policy]] = {
     "reserve": ReserveMaximum,
     "static-reserve": StaticReserved,
 }
+
+
+Blame = Callable[[Sequence | None, str], None]  # whose decision went wrong (None: everybody's), and how
+
+
+class CheckedPolicy(Policy):
+    """A user's policy as the scheduler asks it: what fails, or answers nonsense, is reported, and answered as `Policy` would.
+
+    So a plan always comes to its end, whatever the user's code does, and those whom the decision was about can be ended after it.
+    """
+
+    def __init__(self, policy: Policy, blame: Blame) -> None:
+        self.policy = policy
+        self.name = type(policy).__qualname__
+        self.blame = blame
+
+    def key(self, sequence: Sequence) -> Any:
+        return self._ask("key", sequence, _known, "return what sequences can be ordered by", sequence)
+
+    def order(self, running: list[Sequence]) -> list[Sequence]:
+        return self._ask("order", None, _each_once, "return running sequences, each at most once", running)
+
+    def opens(self, running: Many[Sequence]) -> bool:
+        return self._ask("opens", None, _yes_or_no, "return True or False", running)
+
+    def chunk(self, sequence: Sequence, budget: int) -> int:
+        return self._ask("chunk", sequence, _count, "return a whole number of tokens", sequence, budget)
+
+    def reserve(self, sequence: Sequence) -> int:
+        return self._ask("reserve", sequence, _count, "return a whole number of tokens, 0 for none", sequence)
+
+    def victim(self, candidates: list[Sequence]) -> Sequence:
+        return self._ask("victim", None, _one_of, "return one of the candidates", candidates)
+
+    def displaces(self, waiting: Sequence, running: Sequence) -> bool:
+        return self._ask("displaces", waiting, _yes_or_no, "return True or False", waiting, running)
+
+    def _ask(self, method: str, whose: Sequence | None, read: Callable[..., Any], advice: str, *about: Any) -> Any:
+        try:
+            answer = getattr(self.policy, method)(*(list(given) if isinstance(given, list) else given for given in about))
+        except BaseException as error:  # noqa: BLE001 - whatever the user's code raises, sys.exit() too, ends requests and not the engine
+            self.blame(whose, f"the policy {self.name} raised {told(error)}, in {method}()")
+        else:
+            try:
+                return read(answer, *about)
+            except Exception:  # noqa: BLE001 - an answer is any object, and may raise when it is looked at
+                self.blame(whose, f"the policy {self.name} answered {method}() with {_shown(answer)}: {advice}")
+        return getattr(Policy, method)(_PLAIN, *about)
+
+
+_PLAIN = Policy()
+
+
+def _known(answer: Any, *_: Any) -> Any:
+    if answer is None:
+        raise TypeError
+    return answer
+
+
+def _each_once(answer: Iterable[Any], running: list[Sequence]) -> list[Sequence]:
+    chosen, left = list(answer), set(running)
+    for sequence in chosen:
+        left.remove(sequence)
+    return chosen
+
+
+def _yes_or_no(answer: Any, *_: Any) -> bool:
+    return bool(_known(answer))
+
+
+def _count(answer: Any, *_: Any) -> int:
+    number = as_int(answer)
+    if number is None or number < 0:
+        raise ValueError
+    return number
+
+
+def _one_of(answer: Any, candidates: list[Sequence]) -> Sequence:
+    return candidates[next(i for i, candidate in enumerate(candidates) if candidate is answer)]
+
+
+def _shown(answer: Any) -> str:
+    try:
+        text = repr(answer)
+    except Exception:  # noqa: BLE001 - a user's object
+        return f"a {type(answer).__name__}"
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def checked(policy: Policy, blame: Blame) -> Policy:
+    """The policy as the scheduler asks it: those in this file are trusted."""
+    return policy if type(policy) in policies.values() else CheckedPolicy(policy, blame)
 
 
 def policy_named(policy: str | Policy | type[Policy]) -> Policy:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
-import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+from nbengine.bell import Bell
+from nbengine.checks import callers_level
 from nbengine.completion import Completion, named
 from nbengine.errors import EnginePausedWarning, NBEngineError, RequestError
 from nbengine.outputs import CompletionOutput, RequestMetrics, RequestOutput
@@ -25,9 +25,17 @@ if TYPE_CHECKING:
 
 Progress = tuple[int, bool, str | None]  # tokens so far, whether it has ended, what its engine waits for
 LOOK_UP = 0.2  # seconds
+_OF_THE_ENGINE = {"arrive", "end", "fail", "fail_alone", "progressed", "scored", "waited_for", "wake"}
 
 
-class Request:
+class _ForItsHolder(type):
+    """Leaves the engine's side out of what completion and help() show; IPython asks the class as well as the object."""
+
+    def __dir__(cls) -> list[str]:
+        return [name for name in super().__dir__() if name not in _OF_THE_ENGINE]
+
+
+class Request(metaclass=_ForItsHolder):
     """What `Engine.submit` returns. It holds no tensors and does not keep its engine alive.
 
     >>> request = engine.submit("Once upon a time", SamplingParams(max_tokens=64))   # doctest: +SKIP
@@ -100,6 +108,11 @@ class Request:
             raise TimeoutError(f"request {self.id} is still {self.status}{state}; it goes on, or call .cancel()")
         self.raise_error()
         return self.output()
+
+    def arrive(self) -> Self:
+        """It is about to be queued: its times count from now."""
+        self.metrics.arrival_time = time.perf_counter()
+        return self
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it ends, however it does; False if `timeout` seconds were not enough."""
@@ -179,20 +192,20 @@ class Request:
 
     def _progress(self) -> Progress:
         """What a waiter waits to see change: it looks at this, then at what it wants, and then waits unless this has changed."""
-        return sum(len(c.token_ids) for c in self.completions), self._done, self._mailbox.stalled
+        return sum(len(c.token_ids) for c in self.completions), self._done, self._mailbox.hindered
 
     def _wait(self, seen: Progress, bells: list[Callable[[], None]], deadline: float | None = None) -> bool:
         """Sleep until one of these bells rings; False if the deadline came first. An interrupt comes through."""
         self._mailbox.check_wait()
-        event = threading.Event()
-        bells.append(event.set)  # first hang up the bell, then look: what comes in between is not missed
+        bell = Bell()
+        bells.append(bell.ring)  # first hang up the bell, then look: what comes in between is not missed
         try:
             if self._progress() != seen:
                 return True
-            self._say_if_stalled()
-            return event.wait(None if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX))
+            self._say_if_hindered()
+            return bell.wait(None if deadline is None else deadline - time.monotonic())
         finally:
-            bells.remove(event.set)
+            bells.remove(bell.ring)
 
     async def _wait_async(self, seen: Progress, bells: list[Callable[[], None]]) -> None:
         """`_wait` for a running loop, any loop."""
@@ -216,7 +229,7 @@ class Request:
         bells.append(wake)
         try:
             if self._progress() == seen:
-                self._say_if_stalled()
+                self._say_if_hindered()
                 await rung
         finally:
             timer.cancel()
@@ -228,13 +241,10 @@ class Request:
         self.raise_error()
         return self.output()
 
-    def _say_if_stalled(self) -> None:
-        stalled = self._mailbox.stalled
-        if stalled is not None:
-            how = "engine.wake_up()" if stalled == "asleep" else "engine.resume(), or engine.step() for one step"
-            warnings.warn(
-                f"request {self.id} waits, but its engine is {stalled}: call {how}", EnginePausedWarning, stacklevel=_callers_level()
-            )
+    def _say_if_hindered(self) -> None:
+        why = self._mailbox.hindered
+        if why is not None:
+            warnings.warn(f"request {self.id} waits, but {why}", EnginePausedWarning, stacklevel=callers_level())
 
     def _check_single(self) -> None:
         if len(self.completions) > 1:
@@ -260,6 +270,9 @@ class Request:
         )
 
     # ── called by the engine's thread ───────────────────────────────────────────────────────────────────────────────
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name not in _OF_THE_ENGINE]
 
     def wake(self) -> None:
         """Let everybody who waits look again."""
@@ -293,14 +306,6 @@ class Request:
 
     def fail_alone(self, message: str, now: float) -> None:
         self.fail(RequestError(f"request {self.id} failed: {message}"), now)
-
-
-def _callers_level() -> int:
-    """The stacklevel that makes a warning point at the line outside of nbengine."""
-    level, frame = 1, sys._getframe(1)  # noqa: SLF001 - what warnings uses, too
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("nbengine."):
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 class _OutputReader:

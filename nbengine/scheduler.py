@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from operator import attrgetter
+from bisect import bisect_right
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING
 
 from nbengine.batch import Batch, NewRow, Sampled, TokenLogprobs
 from nbengine.blocks import BlockPool
 from nbengine.plan import Plan, Update
+from nbengine.policy import checked
 from nbengine.prefix import PrefixCache, Rotation
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ class Scheduler:
     ) -> None:
         self.pool = pool
         self.policy = policy
+        self.rejected: list[Update] = []  # ended by what their policy did, since this was last taken
+        self._asked = checked(policy, self._blame)
+        self._blamed: dict[Sequence, str] = {}  # to be rejected once the plan is made
         self.rotation = rotation
         self.prefixes = PrefixCache(pool, enabled=prefix_caching, rotation=rotation)
         self.max_num_batched_tokens = max_num_batched_tokens
@@ -74,11 +78,18 @@ class Scheduler:
 
     def use(self, policy: Policy) -> None:
         """Exchange the policy; who waits is ordered anew."""
-        places = [policy.key(sequence) for sequence in self.waiting]  # first, so that one that cannot order changes nothing
-        self.policy = policy
-        for sequence, place in zip(self.waiting, places, strict=True):
+        ordered = [(policy.key(sequence), sequence) for sequence in self.waiting]
+        try:  # before anything changes
+            ordered.sort(key=itemgetter(0))
+            wrong = "None has no place in a queue" if any(place is None for place, _ in ordered) else ""
+        except TypeError as error:
+            wrong = str(error)
+        if wrong:
+            raise TypeError(f"the policy {type(policy).__qualname__} answers key() with what cannot be ordered: {wrong}")
+        self.policy, self._asked = policy, checked(policy, self._blame)
+        for place, sequence in ordered:
             sequence.place = place
-        self.waiting.sort(key=PLACE)
+        self.waiting = [sequence for _, sequence in ordered]
 
     def suspend(self) -> None:
         """Preempt everybody and empty the prefix cache; nothing may be in flight."""
@@ -89,15 +100,50 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.running or self.waiting)
 
+    def take_rejected(self) -> list[Update]:
+        """Who was ended by what their policy did since this was last called."""
+        rejected, self.rejected = self.rejected, []
+        return rejected
+
+    def _blame(self, sequence: Sequence | None, why: str) -> None:
+        """Have one end, or all there are, when the plan is made; until then the scheduler goes on as if nothing had happened."""
+        for doomed in [*self.running.values(), *self.waiting] if sequence is None else [sequence]:
+            self._blamed.setdefault(doomed, why)
+
+    def _reject_blamed(self) -> None:
+        blamed, self._blamed = self._blamed, {}
+        for sequence, why in blamed.items():
+            self._reject(sequence, why)
+
+    def _reject(self, sequence: Sequence, why: str) -> None:
+        """End it, and those that follow it, with an error."""
+        followers, sequence.followers = sequence.followers, []
+        for one in [sequence, *followers]:
+            if one.finish_reason is None:
+                one.error = f"{why}. Exchange it with engine.use(policy=...)"
+                self._finish(one, "error")
+                self.rejected.append(Update(one, []))
+
     # ── planning ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def plan(self) -> Batch | None:
         """The next step, or None when nothing can run until a step in flight is committed (or anything arrives)."""
-        plan = Plan()
-        budget = self.max_num_batched_tokens
-        opens = self.policy.opens(list(self.running.values()))
+        plan = self._fill(Plan(), self.max_num_batched_tokens)
+        batch = None
+        if plan.sequences:
+            batch = plan.to_batch(self.steps)
+            self.in_flight[self.steps] = plan
+            self.steps += 1
+        else:
+            assert not plan.copies
+        self._reject_blamed()
+        return batch
+
+    def _fill(self, plan: Plan, budget: int) -> Plan:
+        """Let whoever can run take part, who runs already first."""
+        opens = self._asked.opens(list(self.running.values()))
         self._displace(plan)
-        for sequence in self.policy.order(list(self.running.values())):
+        for sequence in self._asked.order(list(self.running.values())):
             if budget == 0:
                 break
             if sequence.row < 0 or sequence.finish_reason is not None or sequence.length >= sequence.limit or sequence.uid in plan.held:
@@ -112,13 +158,7 @@ class Scheduler:
                 budget -= count
         if opens and not plan.squeezed:
             self._admit(plan, budget)
-        if not plan.sequences:
-            assert not plan.copies
-            return None
-        batch = plan.to_batch(self.steps)
-        self.in_flight[self.steps] = plan
-        self.steps += 1
-        return batch
+        return plan
 
     def _chunk(self, sequence: Sequence, budget: int) -> int:
         """How many tokens it computes now; 0 where its prompt stays whole and does not fit any more."""
@@ -127,7 +167,7 @@ class Scheduler:
             return 1
         if not self.chunked_prefill and remaining <= self.max_num_batched_tokens:  # a longer one cannot but come in pieces
             return remaining if remaining <= budget else 0
-        return max(1, min(self.policy.chunk(sequence, budget), remaining, budget))
+        return max(1, min(self._asked.chunk(sequence, budget), remaining, budget))
 
     def _admit(self, plan: Plan, budget: int) -> None:
         while self.waiting and budget > 0 and self._free_rows:
@@ -246,7 +286,7 @@ class Scheduler:
         return fresh
 
     def _reserve(self, sequence: Sequence) -> int:
-        return min(self.policy.reserve(sequence), self.pool.num_blocks * self.pool.block_size)
+        return min(self._asked.reserve(sequence), self.pool.num_blocks * self.pool.block_size)
 
     def _provide(self, plan: Plan, sequence: Sequence, tokens: int) -> bool:
         """See that it may write the tokens from `computed` up to `tokens`; False if there is no room."""
@@ -278,7 +318,7 @@ class Scheduler:
         """Free blocks until `sequence` can grow to `tokens`, by preempting others or, at the last, itself."""
         while self._needs(sequence, tokens) > self.pool.num_free:
             plan.squeezed = True
-            victim = self.policy.victim([s for s in self.running.values() if s.step != self.steps and s.finish_reason is None])
+            victim = self._asked.victim([s for s in self.running.values() if s.step != self.steps and s.finish_reason is None])
             if not self._vacate(plan, victim) or victim is sequence:
                 return False
         return True
@@ -287,13 +327,13 @@ class Scheduler:
         """Let the next in line take the place of who runs, where the policy says so and there is no room otherwise."""
         while self.waiting:
             urgent = self.waiting[0]
-            candidates = [s for s in self.running.values() if s.finish_reason is None and self.policy.displaces(urgent, s)]
+            candidates = [s for s in self.running.values() if s.finish_reason is None and self._asked.displaces(urgent, s)]
             if not candidates:
                 return
             hits = self._find(plan, urgent)
             if self._free_rows and self._has_room(urgent, hits, min(len(hits) * self.pool.block_size, len(urgent.tokens) - 1)):
                 return
-            if not self._vacate(plan, self.policy.victim(candidates)):
+            if not self._vacate(plan, self._asked.victim(candidates)):
                 return
 
     def _vacate(self, plan: Plan, victim: Sequence) -> bool:
@@ -327,8 +367,21 @@ class Scheduler:
         sequence.row = -1
 
     def _wait(self, sequence: Sequence) -> None:
-        sequence.place = self.policy.key(sequence)
-        insort(self.waiting, sequence, key=PLACE)
+        """Put it into the queue, behind its equals; where its policy has no place for it, it ends."""
+        sequence.place = None
+        place = self._asked.key(sequence)
+        why = self._blamed.pop(sequence, None)
+        at = 0
+        if why is None:
+            try:
+                at = bisect_right(self.waiting, place, key=PLACE)
+            except Exception as error:  # noqa: BLE001 - keys are any objects
+                why = f"the policy {type(self.policy).__qualname__} answered key() with what cannot be ordered: {error}"
+        if why is not None:
+            self._reject(sequence, why)
+            return
+        sequence.place = place
+        self.waiting.insert(at, sequence)
 
     # ── results ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -422,7 +475,12 @@ class Scheduler:
     def _leave_queue(self, sequence: Sequence) -> None:
         if sequence.place is None:
             return  # a follower that never waited; its leader skips what has ended when it forks
-        at = bisect_left(self.waiting, sequence.place, key=PLACE)
-        while self.waiting[at] is not sequence:
-            at += 1
-        del self.waiting[at]
+        del self.waiting[self._find_place(sequence)]
+
+    def _find_place(self, sequence: Sequence) -> int:
+        """Its index in the queue: just before where an equal would go, unless many are equal or the keys are a user's and odd."""
+        try:
+            at = bisect_right(self.waiting, sequence.place, key=PLACE) - 1
+        except Exception:  # noqa: BLE001 - keys are any objects
+            at = -1
+        return at if self.waiting[at] is sequence else self.waiting.index(sequence)

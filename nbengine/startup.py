@@ -112,6 +112,7 @@ def start(config: EngineConfig, mailbox: Mailbox, name: str, progress: Progress 
             mailbox.call("close")  # should it become ready all the same
         loop.thread.join()
         raise
+    log.info("loaded %s in %.1f s: %s, %s on %s, %r", config.model, info[0].load_seconds, info[0].architecture, info[0].dtype, info[0].device, info[0].memory)
     return Started(loop.thread, core.scheduler, core.trace, info[0], tokenizer)
 
 

@@ -63,5 +63,5 @@ class StepThreads:
 def _setter() -> Callable[[int], None] | None:
     """OpenMP's own call, which concerns the calling thread alone; torch.set_num_threads also changes what later threads start with."""
     for library in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
-        return ctypes.CDLL(str(library)).omp_set_num_threads  # type: ignore[no-any-return]
+        return ctypes.CDLL(str(library)).omp_set_num_threads
     return None

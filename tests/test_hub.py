@@ -341,6 +341,28 @@ def test_a_missing_model_says_so(hub):
         resolve_model("nothing")
 
 
+@pytest.mark.parametrize("name", ["tale", "Tales", "TALE"])
+def test_a_name_close_to_the_bundled_models_suggests_that(hub, name):
+    hub.files = {}
+    with pytest.raises(ModelNotFoundError, match=r"did you mean 'tales'\? That is the bundled model"):
+        resolve_model(name)
+    with pytest.raises(ModelNotFoundError) as far:
+        resolve_model("org/gone")
+    assert "tales" not in str(far.value)
+
+
+@pytest.mark.parametrize("revision", ["main", "v2"])
+def test_a_revision_of_what_is_not_on_the_hub_is_refused(tmp_path, revision):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match=f"revision='{revision}' means a version of a model on the hub, and the folder .* leave revision out"
+    ):
+        resolve_model(tmp_path, revision=revision)
+    with pytest.raises(ValueError, match="and the bundled model has only the one"):
+        resolve_model("tales", revision=revision)
+    assert resolve_model(tmp_path) == tmp_path
+
+
 def test_a_missing_revision_says_so(hub):
     with pytest.raises(ModelNotFoundError, match="has no revision 'v9'"):
         resolve_model("org/model", revision="v9")

@@ -60,6 +60,19 @@ def test_a_norm_that_forgets_to_write_the_residual_is_refused(ops):
         ops.use("rms_norm", forgetful)
 
 
+def test_a_function_that_raises_is_refused_with_its_op_and_line(ops):
+    def linear_of_mine(*_):
+        raise LookupError("where is the bias?")
+
+    with pytest.raises(
+        ValueError, match=r"linear_of_mine, given for linear, raised LookupError \(line \d+ of test_ops.py\): where is .*example 0"
+    ):
+        ops.use("linear", linear_of_mine)
+    with pytest.raises(ValueError, match=r"given for gated, raised TypeError: .*takes 0 positional arguments.*example 0"):
+        ops.use("gated", lambda: None)
+    assert set(ops.in_use().values()) == {"reference"}
+
+
 def test_several_are_exchanged_together_or_not_at_all(ops):
     with pytest.raises(ValueError, match="gated"):
         ops.use_all({"linear": F.linear, "gated": lambda gate_up, activation: gate_up})

@@ -215,6 +215,10 @@ def test_the_transformers_object_agrees_with_the_engine(pair):
 def test_rendered_chats_equal_transformers(tmp_path, template, case):
     from transformers import AutoTokenizer
 
+    if any(name not in template and name != "add_generation_prompt" for name in case):
+        with pytest.raises(ValueError, match=f"this chat template never reads '{next(iter(case))}'"):
+            Tokenizer.from_folder(byte_level(tmp_path, template=template)).apply_chat_template(CHAT, **case)
+        return
     folder = byte_level(tmp_path)
     (folder / "chat_template.jinja").write_text(template)  # wins over the one in tokenizer_config.json
     ours, theirs = Tokenizer.from_folder(folder), AutoTokenizer.from_pretrained(folder)
@@ -257,11 +261,15 @@ def test_a_function_is_accepted_as_a_tool(tmp_path):
 
 
 def test_templates_are_found_by_name(tmp_path):
-    named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "with tools"}, {"name": "rag", "template": "rag"}]
+    named = [
+        {"name": "default", "template": "plain"},
+        {"name": "tool_use", "template": "{{ tools | length }} tool"},
+        {"name": "rag", "template": "rag"},
+    ]
     tokenizer = Tokenizer.from_folder(byte_level(tmp_path, template=named))
     assert tokenizer.chat_template == "plain"
     assert tokenizer.apply_chat_template(CHAT) == "plain"
-    assert tokenizer.apply_chat_template(CHAT, tools=[{"a": 1}]) == "with tools"
+    assert tokenizer.apply_chat_template(CHAT, tools=[{"a": 1}]) == "1 tool"
     assert tokenizer.apply_chat_template(CHAT, chat_template="rag") == "rag"
     assert tokenizer.apply_chat_template(CHAT, chat_template="{{ messages | length }}") == "2"
 
@@ -274,6 +282,69 @@ def test_what_a_template_raises_reaches_the_user(tmp_path):
         tokenizer.apply_chat_template([])
     with pytest.raises(TypeError, match="a message is a dict"):
         tokenizer.apply_chat_template(["hello"])
+
+
+MALFORMED = {
+    "text": ("hello", TypeError, "messages must be a list of .* dicts, not str"),
+    "one message": ({"role": "user", "content": "x"}, TypeError, "messages must be a list of .* dicts, not dict"),
+    "a number": (5, TypeError, "messages must be a list"),
+    "no role": ([{"content": "x"}], ValueError, r"message 0 has no role: write it as \{'role': 'user', 'content': 'Hello'\}"),
+    "a role of None": ([{"role": None, "content": "x"}], ValueError, "message 0 has no role"),
+    "a role that is no string": ([{"role": 5, "content": "x"}], TypeError, "has role 5, which is no string"),
+    "no content": ([{"role": "user", "content": "x"}, {"role": "user"}], ValueError, r"message 1 \(of the user\) has no content"),
+    "content of None": ([{"role": "user", "content": None}], ValueError, "has no content"),
+    "content that is a number": ([{"role": "user", "content": 5}], TypeError, "has a content of type int: pass a string"),
+    "content that is a dict": ([{"role": "tool", "content": {"a": 1}}], TypeError, r"of type dict: pass a string \(json\.dumps"),
+    "a picture": (
+        [{"role": "user", "content": [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": "x"}}]}],
+        ValueError,
+        "has a part of type 'image_url', and this engine takes text only",
+    ),
+    "a part without text": ([{"role": "user", "content": [{"type": "text"}]}], TypeError, "a text part whose text is None"),
+    "a part that is a number": ([{"role": "user", "content": [5]}], TypeError, "has a part that is 5"),
+}
+
+
+@pytest.mark.parametrize("template", [CHATML, HEADERS], ids=["takes parts", "takes strings"])
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_messages_are_refused(tmp_path, template, case):
+    messages, error, message = MALFORMED[case]
+    with pytest.raises(error, match=message):
+        Tokenizer.from_folder(byte_level(tmp_path, template=template)).apply_chat_template(messages)
+
+
+LOOPS = [
+    "{% for m in messages %}{% for part in m.content %}{{ part.text }};{% endfor %}{% endfor %}",
+    "{% for m in messages %}{% for part in m['content'] | list %}{{ part.text }};{% endfor %}{% endfor %}",
+    "{% macro show(content) %}{% for p in content %}{{ p.text }};{% endfor %}{% endmacro %}{{ show(messages[0].content) }}",
+]
+
+
+@pytest.mark.parametrize("template", LOOPS)
+def test_a_template_that_goes_through_parts_gets_them(tmp_path, template):
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    tokenizer = Tokenizer.from_folder(byte_level(tmp_path, template=template))
+    assert tokenizer.apply_chat_template([{"role": "user", "content": parts}]) == "one;two;"
+
+
+def test_parts_are_joined_for_a_template_that_takes_strings(tmp_path):
+    tokenizer = Tokenizer.from_folder(byte_level(tmp_path, template="{% for m in messages %}[{{ m.content }}]{% endfor %}"))
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    assert tokenizer.apply_chat_template([{"role": "user", "content": parts}, {"role": "user", "content": ()}]) == "[one\ntwo][]"
+    assert parts == [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+
+
+def test_what_a_template_never_reads_is_refused_with_what_it_does_read(tmp_path):
+    tokenizer = Tokenizer.from_folder(byte_level(tmp_path, template=CHATML))
+    with pytest.raises(
+        ValueError, match=r"never reads 'enable_thinkin'.*did you mean 'enable_thinking'.*it reads enable_thinking: leave it out"
+    ):
+        tokenizer.apply_chat_template(CHAT, enable_thinkin=False)
+    with pytest.raises(ValueError, match="never reads 'tools', so the model would not see it"):
+        tokenizer.apply_chat_template(CHAT, tools=[{"a": 1}])
+    assert tokenizer.apply_chat_template(CHAT, tools=[]) == tokenizer.apply_chat_template(CHAT)
+    with pytest.raises(ValueError, match="the chat template is no valid Jinja"):
+        tokenizer.apply_chat_template(CHAT, chat_template="{% for %}")
 
 
 def test_a_missing_template_says_what_to_do(tmp_path):

@@ -50,7 +50,7 @@ class LoadedModel:
 
     def block_bytes(self, block_size: int) -> int:
         """Bytes of one block of keys and values in all layers."""
-        return sum(2 * block_size * layer.kv_heads * layer.head_dim * self.dtype.itemsize for layer in self.cache_layers)
+        return kv_bytes(self.cache_layers, self.dtype, block_size)
 
     def drop(self) -> None:
         """Let the weights go."""
@@ -62,6 +62,11 @@ class LoadedModel:
 
     def update_weights(self, weights: Mapping[str, torch.Tensor] | Any) -> None:
         self.model.update_weights(dict(weights))
+
+
+def kv_bytes(layers: list[CacheSpec], dtype: torch.dtype, tokens: int) -> int:
+    """Bytes of this many tokens' keys and values in all layers."""
+    return sum(2 * tokens * layer.kv_heads * layer.head_dim * dtype.itemsize for layer in layers)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -79,20 +84,13 @@ def load_model(folder: Path, config: EngineConfig, max_model_len: Callable[[int]
     """Load a model as the engine's config says. `max_model_len` turns the checkpoint's limit into the engine's."""
     read = read_config(folder)
     device = pick_device(config.device)
-    architecture = (read.get("architectures") or ["?"])[0]
-    if config.model_impl == "transformers" or (config.model_impl == "auto" and architecture not in supported_architectures()):
+    if not has_spec(read, config.model_impl):
         from nbengine.models.transformers_model import load_transformers_model
 
         return load_transformers_model(folder, read, config, device, progress)
-    if architecture not in supported_architectures():
-        raise UnsupportedModelError(
-            f"nbengine has no spec for {architecture}; leave model_impl='auto' to run it through transformers' own code. "
-            f"With a spec: {', '.join(supported_architectures())}"
-        )
     spec = spec_from_config(read)
     checkpoint = None if config.load_format == "dummy" else Checkpoint(folder)
-    if checkpoint is not None and spec.tied_head and not checkpoint.ties_head():
-        spec = dataclasses.replace(spec, tied_head=False)  # the weights are believed over the config, as transformers does
+    spec = believe_weights(spec, checkpoint)
     dtype = pick_dtype(config.dtype, spec.dtype, device, spec.parameter_count())
     ops = Ops.default(device)
     length = max_model_len(spec.max_position_embeddings)
@@ -116,6 +114,25 @@ def load_model(folder: Path, config: EngineConfig, max_model_len: Callable[[int]
         spec=spec,
         info={"architecture": spec.architecture, "implementation": "nbengine", "parameters": spec.parameter_count()},
     )
+
+
+def has_spec(read: Mapping[str, Any], model_impl: str) -> bool:
+    """Whether nbengine's own decoder runs this config, and not transformers' code; as asked for, or else if it can."""
+    architecture = (read.get("architectures") or ["?"])[0]
+    known = architecture in supported_architectures()
+    if model_impl == "nbengine" and not known:
+        raise UnsupportedModelError(
+            f"nbengine has no spec for {architecture}; leave model_impl='auto' to run it through transformers' own code. "
+            f"With a spec: {', '.join(supported_architectures())}"
+        )
+    return known and model_impl != "transformers"
+
+
+def believe_weights(spec: DecoderSpec, checkpoint: Checkpoint | None) -> DecoderSpec:
+    """The spec with a head of its own where the checkpoint has one: the weights are believed over the config, as transformers does."""
+    if checkpoint is not None and spec.tied_head and not checkpoint.ties_head():
+        return dataclasses.replace(spec, tied_head=False)
+    return spec
 
 
 def pick_device(device: str) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,11 +111,8 @@ def load_transformers_model(
     """Load a model that transformers knows, and try it: UnsupportedModelError where it does not run right over a paged cache."""
     register()
     trust = config.trust_remote_code
-    described = _transformers_config(folder, read_config, trust)
-    limit = _position_limit(described.get_text_config(), config.max_model_len)
-    empty = _empty(described, trust)
-    name, parameters = type(empty).__name__, sum(parameter.numel() for parameter in empty.parameters())
-    dtype = pick_dtype(config.dtype, _declared_dtype(read_config), device, parameters)
+    outline = outline_model(folder, read_config, config, device)
+    described, limit, dtype, name = outline.config, outline.max_position_embeddings, outline.dtype, type(outline.empty).__name__
     ops = Ops.default(device)
     layers: list[CacheSpec] = []
 
@@ -141,8 +139,28 @@ def load_transformers_model(
         cache_layers=layers,
         weight_bytes=sum(weight.nbytes for weight in {id(weight): weight for weight in model.weights.values()}.values()),
         build=lambda: TransformersModel(load(), ops, layers),
-        info={"architecture": name, "implementation": "transformers", "parameters": parameters},
+        info={"architecture": name, "implementation": "transformers", "parameters": outline.parameters},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What is known of a model before its weights are there."""
+
+    config: Any  # transformers'
+    empty: Any  # the causal model, its weights on the meta device
+    max_position_embeddings: int
+    parameters: int
+    dtype: torch.dtype
+
+
+def outline_model(folder: Path, read_config: Mapping[str, Any], config: EngineConfig, device: torch.device) -> Outline:
+    """Everything that loading goes by; UnsupportedModelError where the config alone says that it cannot run."""
+    described = _transformers_config(folder, read_config, config.trust_remote_code)
+    limit = _position_limit(described.get_text_config(), config.max_model_len)
+    empty = _empty(described, config.trust_remote_code)
+    parameters = sum(parameter.numel() for parameter in empty.parameters())
+    return Outline(described, empty, limit, parameters, pick_dtype(config.dtype, _declared_dtype(read_config), device, parameters))
 
 
 def _transformers_config(folder: Path, read_config: Mapping[str, Any], trust_remote_code: bool) -> Any:

@@ -45,14 +45,14 @@ def load_model(
     """The model with its weights on `device` in `dtype`: the checkpoint's, or random ones where a seed is given."""
     model = empty_model(config, device, dtype, trust_remote_code=trust_remote_code)
     if dummy_seed is not None:
-        _assign(model, dummy_weights(_specs(model, None), device, dtype, dummy_seed))
+        _assign(model, dummy_weights(weight_specs(model, None), device, dtype, dummy_seed))
         if _on_meta(model):
             raise UnsupportedModelError(
                 f"{type(model).__name__} cannot run with random weights (load_format='dummy'): {_on_meta(model)[0]} is unknown"
             )
         return model
     checkpoint = Checkpoint(folder)
-    specs = _specs(model, checkpoint)
+    specs = weight_specs(model, checkpoint)
     if _maps_one_to_one(model, specs, checkpoint, dtype):
         _assign(model, load_weights(specs, checkpoint, device, dtype, progress))
         for name, buffer in _persistent_buffers(model):
@@ -83,7 +83,7 @@ def _names(model: Any) -> list[list[str]]:
     return list(found.values())
 
 
-def _specs(model: Any, checkpoint: Checkpoint | None) -> list[WeightSpec]:
+def weight_specs(model: Any, checkpoint: Checkpoint | None) -> list[WeightSpec]:
     """One weight for each parameter. Where the checkpoint holds different values for tied ones, it is believed: each gets its own."""
     specs = []
     for names in _names(model):

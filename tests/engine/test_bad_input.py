@@ -108,7 +108,9 @@ def test_prompts(engine, case):
     with pytest.raises(error, match=message):
         engine.generate([*GOOD, prompt], GREEDY)  # two good ones and a bad one
     with pytest.raises(error, match=message):
-        next(engine.stream(prompt, GREEDY))
+        engine.stream(prompt, GREEDY)  # at the call, not when the first text is asked for
+    with pytest.raises(error, match=message):
+        engine.astream(prompt, GREEDY)
 
 
 @pytest.mark.parametrize("case", PARAMS)
@@ -168,6 +170,25 @@ def test_a_batch_with_one_wrong_part_queues_nothing(engine):
             call("x", GREEDY, prioritty=1)
 
 
+def test_mistaken_kinds_of_ops_and_weights_say_what_to_pass(engine):
+    for wrong in ("linear", ["linear"], 5):
+        with pytest.raises(TypeError, match=r"ops must be a dict .*such as {'linear': 'reference'}, not"):
+            engine.use(ops=wrong)
+    for wrong in (None, "weights", [("lm_head.weight", None)]):
+        with pytest.raises(TypeError, match="weights must be a dict from names in the checkpoint to tensors"):
+            engine.update_weights(wrong)
+    assert engine.generate("x", GREEDY)[0].finished
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_hottest_temperature_draws_from_all_tokens(engine):
+    params = SamplingParams(temperature=1e308, max_tokens=100, ignore_eos=True, seed=1)
+    tokens = engine.generate("x", params)[0].outputs[0].token_ids
+    assert len(set(tokens)) > 50
+    assert max(tokens) < 320
+    assert params.temperature == 1e308
+
+
 def test_a_number_that_is_no_timeout_is_refused(engine):
     request = engine.submit("x", GREEDY)
     request.result()
@@ -198,6 +219,15 @@ def test_the_offline_interface_refuses_the_same(tiny):
                 llm.chat(wrong, GREEDY)
         with pytest.raises(ValueError, match="chat template does not take these messages"):
             llm.chat([{"role": "user", "content": "x"}], GREEDY, chat_template="{{ raise_exception('no') }}")
+        question = [{"role": "user", "content": "x"}]
+        with pytest.raises(ValueError, match="this chat template never reads 'tools'"):
+            llm.chat(question, GREEDY, tools=[{"type": "function"}])
+        with pytest.raises(ValueError, match=r"never reads 'breif'.*did you mean 'brief'"):
+            llm.chat(question, GREEDY, chat_template_kwargs={"breif": True})
+        with pytest.raises(TypeError, match="chat_template_kwargs must be a dict"):
+            llm.chat(question, GREEDY, chat_template_kwargs="brief")
+        with pytest.raises(ValueError, match="takes text only"):
+            llm.chat([question, [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]], GREEDY)
         assert llm.get_metrics()["steps"] == 0
     finally:
         llm.engine.close()

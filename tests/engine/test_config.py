@@ -38,6 +38,8 @@ BAD = {
     "policy": ({"scheduling_policy": "random"}, ValueError, "scheduling_policy must be one of"),
     "policy's type": ({"scheduling_policy": int}, ValueError, "scheduling_policy must be one of"),
     "ops": ({"ops": ["linear"]}, TypeError, "ops must be a dict"),
+    "parallel is True": ({"tensor_parallel_size": True}, ValueError, "tensor_parallel_size=True is not supported yet; leave it at 1"),
+    "lora is 0": ({"enable_lora": 0}, ValueError, "enable_lora=0 is not supported yet; leave it at False"),
     "tokenizer": ({"tokenizer": 5}, TypeError, "tokenizer must be a string"),
     "template": ({"chat_template": 5}, TypeError, "chat_template must be a string"),
     "revision": ({"revision": 1.0}, TypeError, "revision must be a string"),

@@ -139,6 +139,14 @@ def test_chat_takes_many_conversations_and_template_options(llm):
     assert output.prompt.endswith("<|im_start|>assistant\nI am")
 
 
+def test_content_in_parts_is_the_same_as_text(llm):
+    texts = [{"role": "user", "content": "one\ntwo"}]
+    parts = [{"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}]
+    whole, joined = (llm.chat(m, GREEDY, use_tqdm=False)[0] for m in (texts, parts))
+    assert whole.prompt == joined.prompt
+    assert whole.outputs[0].token_ids == joined.outputs[0].token_ids
+
+
 def test_an_engines_chat_template_replaces_the_models(tiny):
     llm = LLM(str(tiny.folder), chat_template="T:{{ messages[0].content }}", max_model_len=64, num_gpu_blocks_override=8)
     assert llm.chat([{"role": "user", "content": "x"}], GREEDY, use_tqdm=False)[0].prompt == "T:x"

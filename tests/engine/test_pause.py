@@ -204,29 +204,30 @@ def test_readers_see_each_step_while_it_is_paused(engine):
     engine.resume()
 
 
-class Breaks(Policy):
-    def order(self, running):
-        if any(s.output_len >= 3 for s in running):
-            raise ZeroDivisionError("in my policy")
-        return super().order(running)
-
-
 @pytest.mark.filterwarnings("ignore::nbengine.errors.EnginePausedWarning")
 def test_what_goes_wrong_in_a_step_by_hand_ends_the_engine_for_everybody(make_engine, caplog):
-    engine = make_engine(scheduling_policy=Breaks)
+    engine = make_engine()
+    plan = engine._scheduler.plan
+
+    def breaks():
+        if any(s.output_len >= 3 for s in engine._scheduler.running.values()):
+            raise ZeroDivisionError("in a plan")
+        return plan()
+
+    engine._scheduler.plan = breaks
     engine.pause()
     requests = engine.submit_all([[5], [6]], GREEDY)
-    with pytest.raises(EngineDeadError, match="ZeroDivisionError: in my policy"):
+    with pytest.raises(EngineDeadError, match="ZeroDivisionError: in a plan"):
         engine.step(10)
     for request in requests:
-        with pytest.raises(EngineDeadError, match="ZeroDivisionError: in my policy"):
+        with pytest.raises(EngineDeadError, match="ZeroDivisionError: in a plan"):
             request.result(30)
         assert len(request.output().outputs[0].token_ids) == 3
     with pytest.raises(EngineDeadError):
         engine.step()
-    assert "in my policy" in caplog.text
-    assert "def order" not in caplog.text
-    assert "in order" in caplog.text  # the traceback tells where
+    assert "in a plan" in caplog.text
+    assert "def breaks" not in caplog.text
+    assert "in breaks" in caplog.text  # the traceback tells where
 
 
 class LetsNobodyIn(Policy):

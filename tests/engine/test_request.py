@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+import time
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -520,3 +521,63 @@ def test_a_request_keeps_neither_its_engine_nor_tensors(make_engine, tiny, until
     assert cache() is None
     assert len(request.result().outputs[0].token_ids) == 4
     assert "finished" in repr(request)
+
+
+# ── a stream ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_stream_that_is_never_read_queues_nothing(engine, expected):
+    engine.pause()
+    stream, astream = engine.stream(PROMPT, GREEDY), engine.astream(PROMPT, GREEDY)
+    assert engine.stats()["num_waiting"] == 0
+    stream.close()
+    asyncio.run(astream.aclose())
+    del stream, astream
+    engine.resume()
+    late = engine.stream(PROMPT, GREEDY)
+    assert "".join(late) == expected[1]
+    assert engine.stats()["prompt_tokens"] == len(PROMPT)
+
+
+def test_a_stream_counts_its_times_from_when_it_is_read(engine, monkeypatch):
+    made = []
+    submit = engine._mailbox.submit
+    monkeypatch.setattr(engine._mailbox, "submit", lambda requests: (made.extend(requests), submit(requests)))
+    stream = engine.stream(PROMPT, GREEDY)
+    began = time.perf_counter()
+    list(stream)
+    (request,) = made
+    assert request.metrics.arrival_time >= began
+
+
+def test_a_stream_of_a_closed_engine_is_refused_at_the_call(engine):
+    late = engine.stream(PROMPT, GREEDY)
+    engine.close()
+    for call in (engine.stream, engine.astream):
+        with pytest.raises(EngineClosedError):
+            call(PROMPT, GREEDY)
+    with pytest.raises(EngineClosedError):
+        next(late)
+
+
+def test_completion_offers_only_what_is_for_its_holder(engine):
+    request = engine.submit(PROMPT, GREEDY)
+    request.result()
+    offered = {name for name in dir(request) if not name.startswith("_")}
+    assert offered == {
+        "aoutputs", "cancel", "completions", "finished", "id", "limit", "metrics", "num_cached_tokens", "output", "outputs", "params",
+        "priority", "prompt", "prompt_token_ids", "raise_error", "result", "status", "text", "wait",
+    }  # fmt: skip
+    assert "__iter__" in dir(request)
+
+
+@pytest.mark.parametrize("jedi", [False, True])
+def test_ipython_completes_a_request_with_the_same(engine, jedi):
+    from IPython.core.completer import IPCompleter, provisionalcompleter
+
+    request = engine.submit(PROMPT, GREEDY)
+    completer = IPCompleter(shell=None, namespace={"request": request}, global_namespace={}, use_jedi=jedi)
+    with provisionalcompleter():
+        found = {completion.text.rpartition(".")[2] for completion in completer.completions("request.", 8)}
+    assert {"result", "cancel", "outputs"} <= found
+    assert not {"end", "fail", "wake", "scored", "arrive"} & found

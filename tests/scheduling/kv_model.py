@@ -359,6 +359,7 @@ class Simulation:
     def check(self) -> None:
         scheduler, pool, running = self.scheduler, self.pool, self.scheduler.running
         self.sound = False
+        self._receive(self.core.rejected())
         self.operations += 1
         pool.check()
         held = Counter(block for s in running.values() for block in s.blocks)

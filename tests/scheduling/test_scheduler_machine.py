@@ -32,6 +32,24 @@ class Impatient(Policy):
         return candidates[0]
 
 
+class Unsound(Impatient):
+    """Now and then one of its methods raises, or answers nonsense."""
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+        for name in ("key", "order", "opens", "chunk", "reserve", "victim", "displaces"):
+            setattr(self, name, self._spoiled(getattr(self, name)))
+
+    def _spoiled(self, method):
+        def spoiled(*about):
+            draw = self.random.randrange(60)
+            if draw == 0:
+                raise ZeroDivisionError
+            return self.random.choice([None, "x", [3]]) if draw == 1 else method(*about)
+
+        return spoiled
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         num_blocks=st.integers(4, 14),
@@ -128,6 +146,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     def use_a_users_policy(self):
         self.only_fcfs = False
         self.sim.scheduler.use(Impatient())
+
+    @rule(seed=st.integers(0, 1000))
+    def use_a_policy_that_fails(self, seed):
+        self.only_fcfs = False
+        try:
+            self.sim.scheduler.use(Unsound(seed))
+        except (TypeError, ZeroDivisionError):
+            self.sim.check()  # nothing has changed
 
     @rule(budget=st.integers(1, 16))
     def change_the_budget(self, budget):
