@@ -17,6 +17,8 @@ if not (_here / "kernels").is_dir():
 if TYPE_CHECKING:
     from nbengine.engine import Engine
     from nbengine.llm import LLM
+    from nbengine.nested_loops import allow_nested_loops
+    from nbengine.notebook.extension import load_ipython_extension, unload_ipython_extension
     from nbengine.outputs import CompletionOutput, RequestOutput
     from nbengine.prompts import TextPrompt, TokensPrompt
     from nbengine.request import Request
@@ -32,6 +34,9 @@ _exports = {
     "SamplingParams": "nbengine.sampling_params",
     "TextPrompt": "nbengine.prompts",
     "TokensPrompt": "nbengine.prompts",
+    "allow_nested_loops": "nbengine.nested_loops",
+    "load_ipython_extension": "nbengine.notebook.extension",
+    "unload_ipython_extension": "nbengine.notebook.extension",
 }
 
 __all__ = [
@@ -44,6 +49,9 @@ __all__ = [
     "SamplingParams",
     "TextPrompt",
     "TokensPrompt",
+    "allow_nested_loops",
+    "load_ipython_extension",
+    "unload_ipython_extension",
 ]
 
 

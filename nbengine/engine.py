@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nbengine.trace import StepRecord, Trace
 
 _numbers = itertools.count()  # for the names of threads only
+HOTTEST = 1e30  # temperatures above this are drawn as this: all tokens are equally likely, and float32 can hold it
 PATIENCE = 10.0  # seconds that the collector, or the end of the process, waits for a step that may never end
 
 
@@ -60,6 +61,7 @@ class Engine:
                 bars.close()
         self.info: EngineInfo = started.info
         self.trace: Trace = started.trace
+        self.sleep_level = 0  # 1: the KV cache was given back; 2: the weights too
         self._scheduler = started.scheduler
         self._tokenizer = started.tokenizer
         self._close = weakref.finalize(self, _shut_down, self._mailbox, started.thread)
@@ -99,22 +101,45 @@ class Engine:
 
     @checks_keywords()
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0) -> Iterator[str]:
-        """Text as it comes; leaving the loop early, or an interrupt, cancels the request."""
-        request = self.submit(prompt, params, priority=priority)
+        """Text as it comes; leaving the loop early, or an interrupt, cancels the request.
+
+        Bad input raises here; the prompt is queued when the first text is asked for.
+        """
+        return self._stream(*self._prepare([prompt], params, priority))
+
+    def _stream(self, request: Request) -> Iterator[str]:
+        """Queues the request when it is first asked for text: one that never is leaves nothing running."""
+        self._mailbox.submit([request.arrive()])
         try:
             yield from request
         finally:
             request.cancel()
 
     @checks_keywords()
-    async def astream(self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0) -> AsyncIterator[str]:
+    def astream(self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0) -> AsyncIterator[str]:
         """`stream` for a running loop."""
-        request = self.submit(prompt, params, priority=priority)
+        return self._astream(*self._prepare([prompt], params, priority))
+
+    async def _astream(self, request: Request) -> AsyncIterator[str]:
+        self._mailbox.submit([request.arrive()])
         try:
             async for text in request:
                 yield text
         finally:
             request.cancel()
+
+    def request_ids(self) -> list[str]:
+        """Whoever waits or runs now."""
+        return self._mailbox.ask("request_ids")
+
+    def cancel(self, request_id: str) -> None:
+        """End one request by its id; `Request.cancel()` does it for whoever holds the request."""
+        running = self.request_ids()
+        if request_id not in running:
+            raise ValueError(
+                f"no request {request_id!r} is waiting or running; there {'are ' + ', '.join(running) if running else 'is none'}"
+            )
+        self._mailbox.cancel(request_id)
 
     def cancel_all(self) -> int:
         """End every request; how many there were."""
@@ -132,6 +157,15 @@ class Engine:
         priority: int | Sequence[int] | None = 0,
     ) -> list[Request]:
         """Queue many prompts at once. Everything is checked before anything is queued: a bad one leaves nothing behind."""
+        requests = self._prepare(prompts, params, priority)
+        self._mailbox.submit(requests)
+        return requests
+
+    def _prepare(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None, priority: int | Sequence[int] | None
+    ) -> list[Request]:
+        """Requests that have been checked and not been queued."""
+        self._mailbox.check_open()
         given = spread("params", params, len(prompts), SamplingParams)
         priorities = spread("priority", priority, len(prompts), int)
         texts, ids = read_prompt(prompts, self._tokenizer, self.info.vocab_size)
@@ -140,7 +174,6 @@ class Engine:
             resolved = self._resolve(param)
             limit = self._limit(tokens, resolved)
             requests.append(Request(f"r{next(self._ids)}", text, tokens, resolved, self._mailbox, self._tokenizer, limit, urgency or 0))
-        self._mailbox.submit(requests)
         return requests
 
     def _resolve(self, params: SamplingParams | None) -> SamplingParams:
@@ -150,6 +183,7 @@ class Engine:
                 raise ValueError("stop strings need a tokenizer, and this engine has none (skip_tokenizer_init=True): use stop_token_ids")
             resolved.detokenize = False
         resolved.validate_for(self.info.vocab_size, self.config.max_logprobs)
+        resolved.temperature = min(resolved.temperature, HOTTEST)
         return resolved
 
     def _limit(self, tokens: list[int], params: SamplingParams) -> int:
@@ -197,6 +231,8 @@ class Engine:
 
     def use(self, *, policy: str | Policy | type[Policy] | None = None, ops: Mapping[str, str | Callable[..., Any]] | None = None) -> None:
         """Exchange the scheduling policy or implementations of ops while it runs; an op is checked against its reference first."""
+        if ops is not None and not isinstance(ops, Mapping):
+            raise TypeError(f"ops must be a dict from an op's name to an implementation, such as {{'linear': 'reference'}}, not {ops!r}")
         self._mailbox.ask("use", None if policy is None else policy_named(policy), None if ops is None else dict(ops))
 
     def reset_prefix_cache(self) -> None:
@@ -208,13 +244,19 @@ class Engine:
         if level not in {1, 2}:
             raise ValueError(f"level must be 1 (give back the KV cache) or 2 (the weights too), not {level!r}")
         self._mailbox.ask("sleep", level)
+        self.sleep_level = level
 
     def wake_up(self) -> None:
         """Undo `sleep()`; what was running is computed again and goes on."""
         self._mailbox.ask("wake_up")
+        self.sleep_level = 0
 
     def update_weights(self, weights: Mapping[str, Any]) -> None:
         """Put new values into weights, by their names in the checkpoint; what is running is computed again under them."""
+        if not isinstance(weights, Mapping):
+            raise TypeError(
+                f"weights must be a dict from names in the checkpoint to tensors, as of state_dict(), not {type(weights).__name__}"
+            )
         self._mailbox.ask("update_weights", weights)
 
     def stats(self) -> dict[str, Any]:
@@ -245,11 +287,14 @@ class Engine:
         return self._tokenizer
 
     def close(self) -> None:
-        """End every request, the thread, and give all memory back. Harmless when it is closed."""
+        """End every request, the thread, and give all memory back. Harmless when it is closed.
+
+        It waits for the step that runs; when that takes long, a warning says what the engine's thread does.
+        """
+        with contextlib.suppress(NBEngineError):
+            self._mailbox.call("close")
+        self._mailbox.wait_for_end()
         self._close()
-        thread = self._mailbox.thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
 
     def __enter__(self) -> Self:
         return self
@@ -263,6 +308,11 @@ class Engine:
             f"<Engine {self.config.model} {self.status}: {info.implementation} {info.architecture}, {info.dtype} on {info.device}, "
             f"{info.memory.num_blocks} blocks of {self.config.block_size} tokens, max_model_len {info.max_model_len}>"
         )
+
+    def _repr_html_(self) -> str:
+        from nbengine.notebook.status import Status
+
+        return Status({self.config.model: self}, None)._repr_html_()
 
 
 def as_list(prompts: Any) -> list[Prompt]:

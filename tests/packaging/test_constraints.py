@@ -40,9 +40,13 @@ def test_every_requirement_is_pinned_at_a_version_that_it_allows(requirements: l
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
 
 
+BROKEN = {"ipykernel"}  # 7.0 shows what threads display in the wrong place
+
+
 def test_requirements_have_lower_bounds_only(requirements: list[Requirement]) -> None:
     for requirement in requirements:
-        assert [specifier.operator for specifier in requirement.specifier] == [">="], requirement
+        operators = sorted(specifier.operator for specifier in requirement.specifier)
+        assert operators == (["!=", ">="] if requirement.name in BROKEN else [">="]), requirement
 
 
 def test_the_pinned_triton_is_the_one_that_the_pinned_torch_wants(pins: dict[str, Version]) -> None:

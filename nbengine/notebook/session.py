@@ -1,0 +1,74 @@
+"""What one shell has of nbengine: its engines, its conversations, what runs in the background, the log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import UsageError
+
+from nbengine.notebook.conversation import Conversations
+from nbengine.notebook.engines import Engines
+from nbengine.notebook.generation import Generation
+from nbengine.notebook.log_ring import LogRing
+from nbengine.notebook.pump import Pump
+from nbengine.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from nbengine.engine import Engine
+    from nbengine.prompts import Prompt
+
+
+class Session:
+    """Belongs to the magics of one shell, and goes with them."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self.shell = shell
+        self.engines = Engines()
+        self.conversations = Conversations()
+        self.pump = Pump()
+        self.log = LogRing()
+
+    def generate(
+        self, engine: Engine, asked: Sequence[Prompt], values: Mapping[str, Any], *, max_tokens: int | None, priority: int = 0, **about: Any
+    ) -> Generation:
+        """Queue prompts and remember them as one generation, which nothing can come between."""
+        params = params_of(engine, values, max_tokens)
+        handles = engine.submit_all(asked, params, priority=priority)
+        return Generation(handles, engine, **about)
+
+    def bind(self, name: str, value: object) -> None:
+        """Give the user a variable."""
+        self.shell.push({name: value}, interactive=True)
+
+    def close(self) -> list[str]:
+        """End everything; the names of the engines that were open."""
+        for generation in self.pump.running():
+            generation.cancel()
+        self.log.close()
+        return self.engines.close()
+
+
+def params_of(engine: Engine, values: Mapping[str, Any], max_tokens: int | None) -> SamplingParams:
+    """The model's defaults, with what was typed in their place."""
+    params = engine.default_params()
+    params.max_tokens = max_tokens
+    for name, value in values.items():
+        setattr(params, name, value)
+    return SamplingParams(**{name: getattr(params, name) for name in PARAMS})
+
+
+PARAMS = (
+    "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p", "seed", "stop",
+    "stop_token_ids", "bad_words", "include_stop_str_in_output", "ignore_eos", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs",
+    "detokenize", "skip_special_tokens", "logit_bias", "allowed_token_ids",
+)  # fmt: skip
+
+
+def checked_name(name: str | None) -> str | None:
+    """The name of a variable to bind."""
+    if name is not None and not name.isidentifier():
+        raise UsageError(f"--out {name}: a variable's name has letters, digits and underscores, and does not begin with a digit")
+    return name

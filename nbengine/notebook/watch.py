@@ -1,0 +1,103 @@
+"""Waiting for a generation in its cell: shown as it comes, and ended, with its text kept, by the stop button."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import UsageError
+
+from nbengine.errors import NBEngineError
+
+if TYPE_CHECKING:
+    from nbengine.notebook.generation import Generation
+    from nbengine.notebook.live import View
+    from nbengine.notebook.pump import Pump
+
+LOOK = 0.02  # seconds between two looks; also what lets an interrupt through where a kernel cannot wake its own loop
+GRACE = 0.25  # seconds that a cancelled request may take to end before its cell is left
+
+
+class Interrupted(KeyboardInterrupt):
+    """The stop button was pressed; the cell says so in one line."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+def wait_here(generation: Generation, view: View, pump: Pump) -> None:
+    """Wait in the calling thread."""
+    try:
+        while not generation.done:
+            view.refresh()
+            time.sleep(LOOK)
+    except KeyboardInterrupt:
+        _stop(generation)
+        raise _interrupted(generation) from None
+    finally:
+        _leave(generation, view, pump)
+    raise_in_one_line(generation)
+
+
+async def wait_awaited(generation: Generation, view: View, pump: Pump) -> None:
+    """`wait_here` for a cell that is awaited, so that its kernel hears a button meanwhile."""
+    try:
+        while not generation.done:
+            view.refresh()
+            await asyncio.sleep(LOOK)
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        _stop(generation)
+        raise _interrupted(generation) from None
+    finally:
+        _leave(generation, view, pump)
+    raise_in_one_line(generation)
+
+
+def _stop(generation: Generation) -> None:
+    generation.cancel()
+    generation.settle(GRACE)
+
+
+def _leave(generation: Generation, view: View, pump: Pump) -> None:
+    if generation.done:
+        view.finish()
+    else:
+        generation.cancel()
+        pump.add(generation, view)  # the engine is in the middle of a long step: its end is shown when it comes
+
+
+def _interrupted(generation: Generation) -> Interrupted:
+    tokens = sum(len(completion.token_ids) for handle in generation.handles for completion in handle.completions)
+    return Interrupted(f"Interrupted: stopped by the user after {tokens} tokens")
+
+
+def raise_in_one_line(generation: Generation) -> None:
+    """A request's failure as one line under the cell."""
+    try:
+        generation.raise_error()
+    except NBEngineError as error:
+        message = str(error)
+    else:
+        return
+    raise UsageError(message)
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Let an interrupt come after what is inside, so that it cannot fall between queueing a request and remembering it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[tuple[int, Any]] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held and callable(before):
+        before(*held[0])
