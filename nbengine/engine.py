@@ -70,7 +70,7 @@ class Engine:
 
     @checks_keywords()
     def submit(self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0) -> Request:
-        """Queue one prompt (text, token ids, or a dict with either) and return its handle at once.
+        """Queue one prompt (text, token ids, or a dict with either) as it is, without a chat template, and return its handle at once.
 
         Bad input raises here, before anything is queued. The smallest priority value goes first, under a priority policy.
         """
@@ -277,7 +277,7 @@ class Engine:
             "num_preemptions": scheduler.preemptions,
             "prompt_tokens": scheduler.prompt_tokens,
             "generation_tokens": scheduler.generation_tokens,
-            "last_step_ms": None if last is None else 1e3 * last.duration,
+            "last_step_ms": None if last is None else round(1e3 * last.duration, 3),
         }
 
     def get_tokenizer(self) -> Tokenizer:

@@ -26,9 +26,13 @@ class MemoryPlan:
     free_before: int  # on the device, with the weights in place and the cache not yet
 
     def __repr__(self) -> str:
+        return f"<MemoryPlan {self.told()}>"
+
+    def told(self) -> str:
+        """In words."""
         return (
-            f"<MemoryPlan weights {size(self.weights)}, KV cache {size(self.kv_cache)} "
-            f"({self.num_blocks} blocks of {size(self.block_bytes)}), free before it {size(self.free_before)}>"
+            f"weights {size(self.weights)}, KV cache {size(self.kv_cache)} "
+            f"({self.num_blocks:,} blocks of {size(self.block_bytes)}), free before it {size(self.free_before)}"
         )
 
 

@@ -88,9 +88,9 @@ class ModelPlan:
         if self.download:
             yield "download", f"{size(self.download)} are not on this machine yet"
         yield "KV per token", f"{size(self.kv_per_token)}, {size(self.block_bytes)} a block of {self.block_size}"
-        yield "KV cache", f"{size(self.kv_cache)}: {self.num_blocks} blocks, {self.kv_tokens} tokens"
-        yield "max_model_len", f"{self.max_model_len} tokens{self._shortened()}"
-        yield "at once", ", ".join(f"{count} sequence{'s' * (count != 1)} of {length}" for length, count in self.sequences) + self._capped()
+        yield "KV cache", f"{size(self.kv_cache)}: {self.num_blocks:,} blocks, {self.kv_tokens:,} tokens"
+        yield "max_model_len", f"{self.max_model_len:,} tokens{self._shortened()}"
+        yield "at once", self._at_once()
         for window, layers in self.windows:
             yield "window", f"{layers} of {self.layers} layers see {window} tokens back; their KV of earlier ones is kept all the same"
         yield from (("note", note) for note in self.notes)
@@ -99,8 +99,11 @@ class ModelPlan:
     def _shortened(self) -> str:
         return f" (the model's limit is {self.max_position_embeddings})" if self.max_model_len < self.max_position_embeddings else ""
 
-    def _capped(self) -> str:
-        return f" ({self.max_num_seqs} is max_num_seqs)" if any(count == self.max_num_seqs for _, count in self.sequences) else ""
+    def _at_once(self) -> str:
+        capped = [length for length, count in self.sequences if count == self.max_num_seqs]
+        parts = [f"{self.max_num_seqs:,} sequences (max_num_seqs) of up to {max(capped):,} tokens"] if capped else []
+        rest = [(length, count) for length, count in self.sequences if length not in capped]
+        return ", ".join(parts + [f"{count:,} sequence{'s' * (count != 1)} of {length:,}" for length, count in rest])
 
 
 def plan_model(model: str | Path, *, devices: Any = None, **config: Any) -> ModelPlan:

@@ -112,7 +112,15 @@ def start(config: EngineConfig, mailbox: Mailbox, name: str, progress: Progress 
             mailbox.call("close")  # should it become ready all the same
         loop.thread.join()
         raise
-    log.info("loaded %s in %.1f s: %s, %s on %s, %r", config.model, info[0].load_seconds, info[0].architecture, info[0].dtype, info[0].device, info[0].memory)
+    log.info(
+        "loaded %s in %.1f s: %s, %s on %s, %s",
+        config.model,
+        info[0].load_seconds,
+        info[0].architecture,
+        info[0].dtype,
+        info[0].device,
+        info[0].memory.told(),
+    )
     return Started(loop.thread, core.scheduler, core.trace, info[0], tokenizer)
 
 
@@ -136,6 +144,8 @@ def _tokenizer(config: EngineConfig, folder: Path, progress: Progress) -> Tokeni
 
 def _build(config: EngineConfig, folder: Path, progress: Progress) -> tuple[EngineCore, LoadedModel, MemoryPlan]:
     """Runs in the engine's thread: whatever holds tensors is made here."""
+    if "torch" not in sys.modules:
+        progress("importing torch", 0, 0)  # what takes longest with a small model
     from nbengine.memory import plan_memory
     from nbengine.models.loading import load_model
     from nbengine.runner import LocalRunner

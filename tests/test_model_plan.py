@@ -349,9 +349,9 @@ def test_a_plan_shows_itself_as_aligned_lines():
     assert starts == {17}
     assert lines[0].split(maxsplit=1)[1].startswith("Qwen3ForCausalLM through nbengine's own decoder, 15.7 M parameters, 9 layers")
     assert lines[2] == "  KV per token   4.5 KiB, 72.0 KiB a block of 16"
-    assert lines[3] == "  KV cache       4.5 MiB: 64 blocks, 1024 tokens"
+    assert lines[3] == "  KV cache       4.5 MiB: 64 blocks, 1,024 tokens"
     assert lines[5] == "  at once        2 sequences of 512"
-    assert "1 sequence of 2048" in repr(plan_model("tales", num_gpu_blocks_override=128))
+    assert "1 sequence of 2,048" in repr(plan_model("tales", num_gpu_blocks_override=128))
 
 
 def test_html_is_escaped_and_leaves_colours_to_the_theme(tmp_path):

@@ -25,7 +25,8 @@ class AwaitCells:
             return lines
         first, body = lines[start].rstrip(), "".join(lines[start + 1 :])
         if (found := CELL.match(first)) is not None and found[1] in AWAITED:
-            return self._awaited(found, body) if body.strip() and self._can_await() else lines[start:]
+            # an empty cell too: IPython would refuse it in words of its own before the magic sees it
+            return self._awaited(found, body) if self._can_await() else [*lines[start:], *([] if body else ["\n"])]
         if (found := LINE.match(first)) is not None and not body.strip():
             # also where it cannot be awaited: IPython takes a question mark at the end of a prompt for a call for help
             return self._awaited(found, None) if self._can_await() else [f"get_ipython().run_line_magic({found[1]!r}, {found[2]!r})\n"]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbengine.notebook.engine_commands import PARSERS
 from nbengine.notebook.options import STYLES, Parser, chat_parser, generate_parser
+from nbengine.policy import policies
 
 if TYPE_CHECKING:
     from nbengine.notebook.session import Session
@@ -16,7 +17,7 @@ CHOICES = {
     "--dtype": ("auto", "float32", "bfloat16", "float16"),
     "--device": ("auto", "cpu", "cuda"),
     "--load-format": ("auto", "safetensors", "dummy"),
-    "--scheduling-policy": ("fcfs", "priority", "static"),
+    "--scheduling-policy": tuple(policies),
 }
 CHATS = ("show", "list", "reset", "undo", "fork")
 

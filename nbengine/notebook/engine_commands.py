@@ -39,21 +39,15 @@ class EngineCommands:
         if command not in PARSERS:
             raise UsageError(f"%engine: no command {command!r}{nearest(command, PARSERS)}; `%engine help` lists them")
         given = self.parsers[command].parse_args([*words(load_options), *rest] if command == "load" else rest)
-        method: Callable[[argparse.Namespace], Any] = getattr(self, "do_" + command.replace("-", "_"))
-        return method(given)
+        return _method(command)(self, given)
 
     def help(self, command: str | None = None) -> str:
         """All commands in a line each, or one with its options."""
-        if command is not None:
-            if command not in PARSERS:
-                raise UsageError(f"%engine: no command {command!r}{nearest(command, PARSERS)}")
-            return f"{self._doc(command)}\n\n{self.parsers[command].format_help()}"
-        width = max(map(len, PARSERS))
-        lines = [f"%engine {name:{width}}  {self._doc(name)}" for name in PARSERS]
-        return "\n".join([*lines, "", "`%engine help COMMAND` has the options of one. Without a command, `%engine` shows the status."])
-
-    def _doc(self, command: str) -> str:
-        return (getattr(self, "do_" + command.replace("-", "_")).__doc__ or "").strip()
+        if command is None:
+            return engine_help()
+        if command not in PARSERS:
+            raise UsageError(f"%engine: no command {command!r}{nearest(command, PARSERS)}")
+        return f"{_doc(command)}\n\n{self.parsers[command].format_help()}"
 
     # ── coming and going ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -131,11 +125,17 @@ class EngineCommands:
         """Move a paused engine by N steps, and say what they did."""
         from nbengine.notebook.status import Steps
 
-        return Steps(self._engine(given).step(given.steps))
+        engine = self._engine(given)
+        if engine.status not in {"paused", "asleep", "closed", "dead"}:
+            raise UsageError("%engine step: it moves a paused engine by hand: `%engine pause` first")
+        return Steps(engine.step(given.steps))
 
     def do_resume(self, given: argparse.Namespace) -> None:
         """Let a paused engine go on."""
-        self._engine(given).resume()
+        engine = self._engine(given)
+        was = engine.status
+        engine.resume()
+        _show("goes on" if was == "paused" else f"it was not paused: it is {engine.status}")
 
     def do_sleep(self, given: argparse.Namespace) -> None:
         """Give the KV cache back (--level 2: the weights too); requests wait until `%engine wake`."""
@@ -146,7 +146,10 @@ class EngineCommands:
 
     def do_wake(self, given: argparse.Namespace) -> None:
         """Undo `%engine sleep`; what was running goes on."""
-        self._engine(given).wake_up()
+        engine = self._engine(given)
+        was = engine.status
+        engine.wake_up()
+        _show("awake again" if was == "asleep" else f"it was not asleep: it is {engine.status}")
 
     def do_cancel(self, given: argparse.Namespace) -> None:
         """End what runs: one request by its id, or everything that runs (--all: of every engine)."""
@@ -176,7 +179,7 @@ class EngineCommands:
 
 def _parser(command: str, *arguments: tuple[tuple[str, ...], dict[str, Any]], config: bool = False) -> Callable[[], Parser]:
     def make() -> Parser:
-        parser = Parser(prog=f"%engine {command}")
+        parser = Parser(prog=f"%engine {command}", usage=f"%(prog)s [options]{''.join(f' {_shown(*a)}' for a in arguments)}")
         for names, settings in arguments:
             parser.add_argument(*names, **settings)
         if config:
@@ -184,6 +187,12 @@ def _parser(command: str, *arguments: tuple[tuple[str, ...], dict[str, Any]], co
         return parser
 
     return make
+
+
+def _shown(names: tuple[str, ...], settings: dict[str, Any]) -> str:
+    """An argument in the usage line; options are told below it."""
+    name = str(settings.get("metavar", names[0]))
+    return "" if names[0].startswith("-") else f"[{name}]" if settings.get("nargs") == "?" else name
 
 
 MODEL = (("model",), {"help": "a folder, a hub id such as Qwen/Qwen3-0.6B, or tales"})
@@ -206,13 +215,32 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "plan": _parser("plan", MODEL, config=True),
     "log": _parser("log", (("lines",), {"nargs": "?", "type": int, "default": LINES, "help": "how many"})),
     "pause": _parser("pause", ENGINE),
-    "step": _parser("step", (("steps",), {"nargs": "?", "type": int, "default": 1, "metavar": "N"}), ENGINE),
+    "step": _parser("step", (("steps",), {"nargs": "?", "type": int, "default": 1, "metavar": "N", "help": "how many steps"}), ENGINE),
     "resume": _parser("resume", ENGINE),
     "sleep": _parser("sleep", (("--level",), {"type": int, "choices": (1, 2), "default": 1}), ENGINE),
     "wake": _parser("wake", ENGINE),
     "cancel": _parser("cancel", (("id",), {"nargs": "?", "metavar": "ID", "help": "a request's id"}), ALL, ENGINE),
     "reset-cache": _parser("reset-cache", ENGINE),
 }
+
+
+# ── help ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def engine_help() -> str:
+    """Every command in a line."""
+    width = max(map(len, PARSERS))
+    lines = [f"%engine {name:{width}}  {_doc(name)}" for name in PARSERS]
+    return "\n".join([*lines, "", "`%engine help COMMAND` has the options of one. Without a command, `%engine` shows the status."])
+
+
+def _method(command: str) -> Callable[[EngineCommands, argparse.Namespace], Any]:
+    method: Callable[[EngineCommands, argparse.Namespace], Any] = getattr(EngineCommands, "do_" + command.replace("-", "_"))
+    return method
+
+
+def _doc(command: str) -> str:
+    return (_method(command).__doc__ or "").strip()
 
 
 # ── what they share ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Sequence
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
+from nbengine.errors import NBEngineError
 from nbengine.notebook import render
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from nbengine.request import Request
 
 LOOK = 0.02  # seconds between two looks at whether it has ended
+SHOWN = 1.0  # most seconds to wait for the end to be on the screen
 
 
 class Generation:
@@ -32,6 +35,8 @@ class Generation:
         self.style = style  # text, markdown or json
         self.show_tokens = show_tokens
         self.on_screen: int | None = None  # the number of the cell that shows it already
+        self.stalled = False  # its engine was paused or asleep at some time, which its tokens a second would count
+        self.view_finished: threading.Event | None = None  # set when what shows it has shown the end
         self._engine = weakref.ref(engine)
         self._outputs: list[RequestOutput] | None = None
 
@@ -89,6 +94,15 @@ class Generation:
         return all(handle.finished for handle in self.handles)
 
     @property
+    def failure(self) -> str | None:
+        """What a request failed with, in words."""
+        try:
+            self.raise_error()
+        except NBEngineError as error:
+            return str(error)
+        return None
+
+    @property
     def status(self) -> str:
         """`waiting`, `running`, `paused`, `asleep`, `finished`, `aborted` or `failed`."""
         states = {handle.status for handle in self.handles}
@@ -114,6 +128,8 @@ class Generation:
         """
         if not self.settle(timeout):
             raise TimeoutError(f"it is still {self.status}; it goes on, or call .cancel()")
+        if self.view_finished is not None:
+            self.view_finished.wait(SHOWN)
         self.raise_error()
         return self
 

@@ -53,6 +53,7 @@ class CellView:
         if now - self._shown < self._pause:
             return
         self._shown = now
+        self.generation.stalled |= self.generation.status in {"paused", "asleep"}
         sent = self.body.update(render.body(self.generation))
         self._pause = max(UPDATE + SLOWER * sent, SHARE * (monotonic() - now))
         if self._controls is None and not self._without_controls and now - self._began > CONTROLS_AFTER:
@@ -96,6 +97,7 @@ class PrintedView:
 
     def refresh(self) -> None:
         if self.generation.status in {"paused", "asleep"}:
+            self.generation.stalled = True
             if not self._stalled:
                 self._print(f"({render.line_text(self.generation)})\n")
             self._stalled = True

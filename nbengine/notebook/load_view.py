@@ -14,6 +14,7 @@ from nbengine.notebook.live import Shown, in_kernel
 from nbengine.notebook.render import QUIET, Bundle
 
 LOOK = 0.1  # seconds between two updates
+BRIEF = 0.05  # seconds; a phase that took less is not worth a word
 
 
 class Loading:
@@ -24,6 +25,7 @@ class Loading:
         self._config = dict(config)
         self._stop = threading.Event()
         self.progress = ("preparing", 0, 0)  # phase, bytes so far, bytes in all
+        self._phases: list[tuple[str, float]] = [("preparing", perf_counter())]  # and when each began
         self.engine: Engine | None = None
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, name="nbengine-load", daemon=True)
@@ -32,6 +34,13 @@ class Loading:
     def stop(self) -> None:
         """End the load at its next report of progress."""
         self._stop.set()
+
+    def took(self) -> str:
+        """What the time went into."""
+        ends = [began for _, began in self._phases[1:]] + [perf_counter()]
+        return ", ".join(
+            f"{phase} {end - began:.1f} s" for (phase, began), end in zip(self._phases, ends, strict=True) if end - began >= BRIEF
+        )
 
     def _run(self) -> None:
         try:
@@ -46,6 +55,8 @@ class Loading:
     def _report(self, phase: str, done: int, total: int) -> None:
         if self._stop.is_set():
             raise InterruptedError("the load was interrupted")
+        if phase != self._phases[-1][0]:
+            self._phases.append((phase, perf_counter()))
         self.progress = (phase, done, total)
 
 
@@ -75,7 +86,8 @@ def load_engine(model: str, config: Mapping[str, Any], name: str) -> Engine:
         raise loading.error
     assert loading.engine is not None
     if shown is not None:
-        shown.update(_line(f"{name} loaded in {perf_counter() - began:.1f} s"))
+        took = loading.took()
+        shown.update(_line(f"{name} loaded in {perf_counter() - began:.1f} s{': ' if took else ''}{took}"))
     return loading.engine
 
 

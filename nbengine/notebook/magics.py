@@ -17,7 +17,7 @@ from nbengine.engine import Engine
 from nbengine.errors import NBEngineError
 from nbengine.notebook import prompts, watch
 from nbengine.notebook.conversation import Conversation
-from nbengine.notebook.engine_commands import EngineCommands
+from nbengine.notebook.engine_commands import EngineCommands, engine_help
 from nbengine.notebook.fill import users_variables
 from nbengine.notebook.generation import Generation
 from nbengine.notebook.live import View, view_of
@@ -61,7 +61,6 @@ class NBEngineMagics(Magics):
     @no_var_expand
     @line_magic
     def engine(self, line: str) -> Any:
-        """Load, see and control engines: `%engine help` lists the commands."""
         try:
             return self.commands.run(line, self.load_options)
         except SAID as error:
@@ -105,7 +104,9 @@ class NBEngineMagics(Magics):
         given = chat_parser().parse_line(line)
         text = cell.removesuffix("\n")
         if not text.strip():
-            raise UsageError("%%chat: there is no message: write it in the cell")
+            raise UsageError(
+                "%%chat: there is no message: write it in the cell, under the options; `%chat`, with one sign, shows a conversation"
+            )
         engine = self._engine(given.engine)
         if not prompts.has_template(engine):
             raise UsageError(f"{engine.config.model} has no chat template: use %%generate")
@@ -203,6 +204,7 @@ def _said(start: Start) -> tuple[Generation, View | None]:
     raise said
 
 
+NBEngineMagics.engine.__doc__ = engine_help()
 NBEngineMagics.generate.__doc__ = generate_parser().format_help()
 NBEngineMagics.chat.__doc__ = (
     chat_parser().format_help() + "\n`%chat` alone: show [NAME], list, reset [NAME], undo [NAME], fork NAME NEW.\n"

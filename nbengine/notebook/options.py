@@ -123,7 +123,7 @@ def _add_sampling_options(parser: Parser) -> None:
     add("--presence-penalty", type=float, metavar="X")
     add("--frequency-penalty", type=float, metavar="X")
     add("--repetition-penalty", type=float, metavar="X")
-    add("--seed", type=int, metavar="N", help="the same seed and prompt give the same output")
+    add("--seed", type=int, metavar="N", help="the same seed and prompt give the same output; with --each, prompt i has seed N + i")
     add("--stop", action="append", type=_unescaped, metavar="TEXT", help=r"end at this text (\n is a new line); may be given several times")
     add("--stop-token-ids", type=_ids, metavar="IDS", help="end at these tokens: 1,2,3")
     add("--include-stop-str-in-output", action="store_true", default=None)
@@ -155,6 +155,33 @@ def sampling_values(given: argparse.Namespace) -> dict[str, Any]:
 # ── what a person types for an engine ───────────────────────────────────────────────────────────────────────────────────
 
 NOT_TYPED = ("model", "ops")  # the one is the argument, the other takes functions
+CONFIG_HELP = {
+    "tokenizer": "a folder or hub id, when not the model's own",
+    "skip_tokenizer_init": "token ids in and out only",
+    "chat_template": "in place of the model's own",
+    "trust_remote_code": "run code that the model brings along",
+    "revision": "a branch, tag or commit on the hub",
+    "download_dir": "where downloads go",
+    "hf_token": "for gated models; better set HF_TOKEN",
+    "load_format": "auto, safetensors, or dummy for random weights",
+    "model_impl": "auto, nbengine, or transformers for its own code",
+    "dtype": "auto, float32, bfloat16, float16",
+    "device": "auto, cpu, cuda or cuda:N",
+    "generation_config": "vllm: ignore the model's own sampling defaults",
+    "max_model_len": "most tokens of a sequence, prompt and output",
+    "seed": "for requests without a seed of their own",
+    "max_logprobs": "most log-probabilities that a request may ask for",
+    "block_size": "tokens of a KV block",
+    "enable_prefix_caching": "reuse the KV of prompts that begin alike",
+    "gpu_memory_utilization": "share of the card's memory to use",
+    "kv_cache_memory_bytes": "bytes of the KV cache",
+    "num_gpu_blocks_override": "blocks of the KV cache",
+    "max_num_batched_tokens": "most tokens of a step",
+    "max_num_seqs": "most sequences at once",
+    "enable_chunked_prefill": "cut long prompts into several steps",
+    "scheduling_policy": "fcfs, priority, static, reserve, static-reserve",
+    "trace_steps": "steps that the trace keeps; 0: none",
+}
 
 
 def add_config_options(parser: Parser) -> None:
@@ -164,12 +191,12 @@ def add_config_options(parser: Parser) -> None:
         if field.name in NOT_TYPED:
             continue
         if kind == "bool":
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=None)
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=CONFIG_HELP[field.name])
         else:
             read = int if kind.startswith("int") else float if kind.startswith("float") else str
-            parser.add_argument(option, type=read, default=None, metavar="N" if read is not str else "TEXT")
-    parser.add_argument("--tensor-parallel-size", type=int, default=None, metavar="N")
-    parser.add_argument("--quantization", default=None, metavar="TEXT")
+            parser.add_argument(option, type=read, default=None, metavar="TEXT" if read is str else "N", help=CONFIG_HELP[field.name])
+    parser.add_argument("--tensor-parallel-size", type=int, default=None, metavar="N", help="1: more is not built yet")
+    parser.add_argument("--quantization", default=None, metavar="TEXT", help="none is built yet")
 
 
 def config_values(given: argparse.Namespace) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Pump:
 
     def add(self, generation: Generation, view: View) -> None:
         """Refresh this view until its generation has ended."""
+        generation.view_finished = threading.Event()
         with self._lock:
             self._shown.append((generation, view))
             if self._thread is None:
@@ -43,6 +44,8 @@ class Pump:
                     (view.finish if generation.done else view.refresh)()
                 except Exception:  # a front end that went away must not leave the others unshown
                     log.exception("a view could not be refreshed")
+                if generation.done and generation.view_finished is not None:
+                    generation.view_finished.set()
             with self._lock:
                 if not self._shown:
                     self._thread = None

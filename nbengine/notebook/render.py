@@ -61,7 +61,7 @@ def line_text(generation: Generation) -> str:
     waits = [handle.metrics.time_to_first_token for handle in handles if handle.metrics.time_to_first_token is not None]
     if waits:
         parts.append(f"first after {_seconds(min(waits))}")
-    rate = _rate(handles, tokens)
+    rate = None if generation.stalled else _rate(handles, tokens)
     if rate is not None:
         parts.append(f"{rate:,.0f} tokens/s")
     cached = sum(handle.num_cached_tokens for handle in handles)
@@ -76,10 +76,11 @@ def _ending(generation: Generation) -> str:
         if status in {"paused", "asleep"}:
             return f"waiting: the engine is {status} ({'%engine wake' if status == 'asleep' else '%engine resume'} lets it go on)"
         return status
+    failed = f": {generation.failure}" if generation.failure else ""
     reasons = Counter(completion.finish_reason or "" for handle in generation.handles for completion in handle.completions)
     if sum(reasons.values()) == 1:
-        return next(iter(reasons))
-    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+        return next(iter(reasons)) + failed
+    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()) + failed
 
 
 def _rate(handles: list[Request], tokens: int) -> float | None:

@@ -35,7 +35,7 @@ class Session:
         self, engine: Engine, asked: Sequence[Prompt], values: Mapping[str, Any], *, max_tokens: int | None, priority: int = 0, **about: Any
     ) -> Generation:
         """Queue prompts and remember them as one generation, which nothing can come between."""
-        params = params_of(engine, values, max_tokens)
+        params = [params_of(engine, _own_seed(values, index), max_tokens) for index in range(len(asked))]
         handles = engine.submit_all(asked, params, priority=priority)
         return Generation(handles, engine, **about)
 
@@ -49,6 +49,13 @@ class Session:
             generation.cancel()
         self.log.close()
         return self.engines.close()
+
+
+def _own_seed(values: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+    """Each prompt of a cell draws from a seed of its own, or all would make the same choices; its outputs take the seeds between."""
+    if values.get("seed") is None:
+        return values
+    return {**values, "seed": values["seed"] + index * values.get("n", 1)}
 
 
 def params_of(engine: Engine, values: Mapping[str, Any], max_tokens: int | None) -> SamplingParams:

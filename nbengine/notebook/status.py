@@ -81,7 +81,8 @@ class Steps(Table):
             [
                 str(r.step),
                 str(len(r.uids)),
-                str(sum(r.counts)),
+                str(sum(count for count in r.counts if count > 1)),
+                str(sum(count for count in r.counts if count == 1)),
                 str(len(r.sampled)),
                 str(r.num_waiting),
                 f"{r.blocks_used}",
@@ -89,7 +90,7 @@ class Steps(Table):
             ]
             for r in records
         ]
-        head = ["step", "sequences", "tokens computed", "sampled", "waiting", "blocks used", "took"]
+        head = ["step", "sequences", "prefill tokens", "decode tokens", "sampled", "waiting", "blocks used", "took"]
         super().__init__(head, rows, empty="there is nothing to do: no request is waiting or running")
 
 

@@ -125,6 +125,11 @@ class Kernel:
         assert reply["status"] == "ok", reply
         return ast.literal_eval(ast.literal_eval(reply["data"]["text/plain"]))
 
+    def inspect(self, code: str) -> str:
+        """What a front end shows for `?`."""
+        found = self.client.inspect(code, len(code), reply=True, timeout=WAIT)["content"]
+        return str(found["data"].get("text/plain", ""))
+
     def interrupt(self) -> None:
         self.manager.interrupt_kernel()
 

@@ -179,7 +179,7 @@ def test_help_lists_the_commands_and_the_options_of_each(kernel):
         ("%engine load tales --tensor-parallel-size 2", "tensor_parallel_size"),
         ("%engine unload nothing", "no engine is called 'nothing'"),
         ("%engine step", "pause"),
-        ("%engine step 0", "at least 1"),
+        ("%engine step 0", "%engine pause"),
         ("%engine step x", "invalid int"),
         ("%engine sleep --level 3", "invalid choice"),
         ("%engine plan /no/such/folder", "/no/such/folder"),

@@ -201,10 +201,7 @@ def test_a_reply_is_reused_from_the_prefix_cache_and_says_so(kernel):
 
 
 def test_help_lists_every_option(kernel):
-    kernel.run("import io, contextlib")
-    message = kernel.start("%%generate?")
-    kernel.finish(message)
-    doc = kernel.value("get_ipython().magics_manager.magics['cell']['generate'].__doc__")
+    doc = kernel.inspect("%%generate")
     for option in (
         "--max-tokens",
         "--temperature",
@@ -218,3 +215,6 @@ def test_help_lists_every_option(kernel):
         "--system",
     ):
         assert option in doc
+    assert "--edit" in kernel.inspect("%%chat")
+    for command in ("load", "unload", "step", "reset-cache", "plan"):
+        assert f"%engine {command}" in kernel.inspect("%engine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -11,10 +12,16 @@ import nbformat
 import pytest
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+LESSONS = sorted(NOTEBOOKS.glob("*.ipynb"))
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|usr|opt|var|mnt)/\w|[A-Z]:\\\\?Users|site-packages|\.venv")
 
 
-def command(notebook: Path, out: Path) -> list[str]:
-    return [sys.executable, str(NOTEBOOKS / "run.py"), str(notebook), "--out", str(out)]
+def run(notebook: Path, out: Path, *, check: bool = True) -> str:
+    """What the terminal shows of it."""
+    command = [sys.executable, str(NOTEBOOKS / "run.py"), str(notebook), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, done.stdout[-4000:] + done.stderr
+    return done.stdout if check else f"{done.returncode}\n{done.stdout}"
 
 
 def write(path: Path, *sources: str) -> Path:
@@ -23,25 +30,47 @@ def write(path: Path, *sources: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_the_lesson_runs(notebook: Path, tmp_path: Path) -> None:
-    done = subprocess.run(command(notebook, tmp_path), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr
-    executed = nbformat.read(tmp_path / notebook.name, as_version=4)
-    assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
-    assert "Warning" not in "".join(out.text for cell in executed.cells for out in cell.get("outputs", []) if out.get("name") == "stderr")
+def code_cells(notebook: Path) -> list[nbformat.NotebookNode]:
+    return [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
 
 
-@pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_the_lesson_is_stored_without_outputs(notebook: Path) -> None:
-    cells = nbformat.read(notebook, as_version=4).cells
-    assert [cell.id for cell in cells if cell.cell_type == "code" and (cell.outputs or cell.execution_count)] == []
+@pytest.fixture(scope="module", params=LESSONS, ids=lambda path: path.stem)
+def lesson(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A lesson as it is saved, and as it was executed just now."""
+    out = tmp_path_factory.mktemp("executed")
+    run(request.param, out)
+    return request.param, out / request.param.name
+
+
+@pytest.mark.parametrize("which", ["saved", "executed"])
+def test_the_lesson_has_run_in_order_and_without_errors(lesson: tuple[Path, Path], which: str) -> None:
+    cells = code_cells(lesson[which == "executed"])
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert [cell.id for cell in cells for output in cell.outputs if output.output_type == "error" or output.get("name") == "stderr"] == []
+
+
+def test_the_lesson_is_saved_with_outputs_that_need_no_kernel_and_no_script(lesson: tuple[Path, Path]) -> None:
+    saved, executed = (code_cells(path) for path in lesson)
+    assert [cell.source for cell in saved] == [cell.source for cell in executed]
+    assert [bool(cell.outputs) for cell in saved] == [bool(cell.outputs) for cell in executed]
+    kinds = {kind for cell in saved for output in cell.outputs for kind in output.get("data", {})}
+    assert kinds <= {"text/plain", "text/html", "text/markdown", "image/png"}
+    assert "widgets" not in nbformat.read(lesson[0], as_version=4).metadata
+    text = lesson[0].read_text()
+    assert MACHINE_PATH.findall(text) == []
+    assert "<script" not in text
+
+
+def test_a_path_of_a_machine_would_be_found() -> None:
+    for text in ('File "/home/ann/x.py"', "in /tmp/ipykernel_1/2.py", "C:\\Users\\ann", "lib/site-packages/torch"):
+        assert MACHINE_PATH.search(text), text
 
 
 def test_output_comes_while_the_cell_still_runs(tmp_path: Path) -> None:
     notebook = write(tmp_path / "slow.ipynb", "import time\nprint('first', flush=True)\ntime.sleep(3)\nprint('second')")
     times = {}
-    with subprocess.Popen(command(notebook, tmp_path / "out"), stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, str(NOTEBOOKS / "run.py"), str(notebook), "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             times[line.strip()] = time.monotonic()
@@ -61,7 +90,7 @@ def test_what_the_engine_did_is_summed_up(tmp_path: Path) -> None:
         "blocks_cached",
     )
     notebook = write(tmp_path / "stats.ipynb", f"stats = {dict(zip(counters, range(1001, 1009), strict=True))}")
-    shown = subprocess.run(command(notebook, tmp_path / "out"), capture_output=True, text=True, check=True).stdout
+    shown = run(notebook, tmp_path / "out")
     assert "1001 steps" in shown
     assert "1005 tokens generated" in shown
     assert str(tmp_path / "out" / "stats.ipynb") in shown
@@ -69,9 +98,9 @@ def test_what_the_engine_did_is_summed_up(tmp_path: Path) -> None:
 
 def test_a_cell_that_fails_ends_the_run_and_is_shown(tmp_path: Path) -> None:
     notebook = write(tmp_path / "bad.ipynb", "print('before')", "1 / 0", "print('after')")
-    done = subprocess.run(command(notebook, tmp_path / "out"), capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "before" in done.stdout
-    assert "ZeroDivisionError" in done.stdout
-    assert "\nafter" not in done.stdout
+    shown = run(notebook, tmp_path / "out", check=False)
+    assert shown.startswith("1\n")
+    assert "before" in shown
+    assert "ZeroDivisionError" in shown
+    assert "\nafter" not in shown
     assert (tmp_path / "out" / "bad.ipynb").is_file()
