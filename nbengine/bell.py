@@ -11,6 +11,8 @@ import contextlib
 import threading
 from typing import Generic, TypeVar
 
+from nbengine.interrupts import interrupts_heard
+
 T = TypeVar("T")
 
 
@@ -27,7 +29,8 @@ class Bell:
 
     def wait(self, timeout: float | None = None) -> bool:
         """False if `timeout` seconds were not enough."""
-        return self._lock.acquire(timeout=-1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX))
+        with interrupts_heard():
+            return self._lock.acquire(timeout=-1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX))
 
 
 class Reply(Generic[T]):

@@ -5,40 +5,53 @@ const HINTS = { cancel: "End this cell's requests and keep what they have", resu
 
 function render({ model, el }) {
   el.classList.add("nbengine-controls");
+  const buttons = document.createElement("span");
   const line = document.createElement("span");
   line.setAttribute("role", "status");
-  const buttons = document.createElement("span");
   const trouble = document.createElement("span");
   trouble.className = "nbengine-trouble";
   trouble.setAttribute("role", "alert");
   el.append(buttons, line, trouble);
+  const shown = new Map(); // by offer: a button that stays keeps the focus
+
+  const make = (offer) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = LABELS[offer];
+    button.title = HINTS[offer];
+    button.addEventListener("click", () => {
+      button.disabled = true;
+      model.send({ press: offer });
+    });
+    return button;
+  };
 
   const draw = () => {
     line.textContent = model.get("line");
     trouble.textContent = model.get("trouble");
     const offers = model.get("heard") ? model.get("offers") : [];
-    if (offers.join() === buttons.dataset.offers) return;
-    buttons.dataset.offers = offers.join();
-    buttons.replaceChildren(
-      ...offers.map((offer) => {
-        const button = document.createElement("button");
-        button.type = "button";
-        button.textContent = LABELS[offer];
-        button.title = HINTS[offer];
-        button.addEventListener("click", () => {
-          button.disabled = true;
-          model.send({ press: offer });
-        });
-        return button;
-      }),
-    );
+    for (const [offer, button] of shown) {
+      if (!offers.includes(offer)) {
+        button.remove();
+        shown.delete(offer);
+      }
+    }
+    offers.forEach((offer, place) => {
+      if (shown.has(offer)) return;
+      shown.set(offer, make(offer));
+      buttons.insertBefore(shown.get(offer), buttons.children[place] ?? null);
+    });
   };
 
   const events = ["change:line", "change:offers", "change:heard", "change:trouble"];
   events.forEach((event) => model.on(event, draw));
   draw();
   model.send({ hello: true });
-  return () => events.forEach((event) => model.off(event, draw));
+  return () => {
+    events.forEach((event) => model.off(event, draw));
+    // who pressed a key on a button that goes should not be sent to the top of the page
+    if (el.contains(document.activeElement)) el.closest(".jp-Notebook")?.focus();
+  };
 }
 
 export default { render };

@@ -37,6 +37,12 @@ class CellControls(anywidget.AnyWidget):
         with self.hold_sync():
             self.line, self.offers = line, offers
 
+    def close(self) -> None:
+        """End it, and the layout that comes with every widget and would stay behind."""
+        layout = self.layout
+        super().close()
+        layout.close()
+
     def _answer(self, _: Any, message: dict[str, Any], __: Any) -> None:
         action = self._actions.get(str(message.get("press")))
         if action is None:

@@ -54,7 +54,11 @@ class Completer:
         if last in {"-e", "--engine"}:
             return list(self._session.engines)
         if last == "--each":
-            return [name for name, value in shell.user_ns.items() if not name.startswith("_") and isinstance(value, list | tuple)]
+            return [
+                name
+                for name, value in shell.user_ns.items()
+                if not name.startswith("_") and (isinstance(value, list | tuple) or hasattr(value, "__array__"))
+            ]
         if done[0] in {"%%generate", "%generate"}:
             return generate_parser().names()
         if done[0] == "%%chat":

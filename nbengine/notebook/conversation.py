@@ -28,8 +28,8 @@ class Conversation:
         """The messages so far; an answer joins them when it has ended, with as much of it as there is."""
         if self._pending is not None and self._pending[1].done:
             (messages, generation), self._pending = self._pending, None
-            if generation.status != "failed":
-                self._messages[:] = [*messages, {"role": "assistant", "content": generation.text}]
+            text = generation.text
+            self._messages[:] = [*messages, *([{"role": "assistant", "content": text}] if text else [])]
         return self._messages
 
     def await_answer(self, messages: list[Message], generation: Generation) -> None:
@@ -44,14 +44,17 @@ class Conversation:
 
     def fork(self, name: str) -> Conversation:
         """A copy under another name, which goes its own way from here."""
+        self.check_ready()
         return Conversation(name, [dict(message) for message in self.messages])
 
     def reset(self) -> None:
         """Forget all messages."""
+        self.check_ready()
         self.messages.clear()
 
     def undo(self) -> None:
         """Take the last question and its answer back."""
+        self.check_ready()
         messages = self.messages
         while messages and messages.pop()["role"] != "user":
             pass
@@ -66,13 +69,20 @@ class Conversation:
         return len(self.messages)
 
     def __repr__(self) -> str:
-        return "\n".join(f"[{i}] {m['role']}: {m['content']}" for i, m in enumerate(self.messages)) or f"({self.name} is empty)"
+        lines = [f"[{i}] {m['role']}: {m['content']}" for i, m in enumerate(self.messages)]
+        return "\n".join(lines + self._coming()) or f"({self.name} is empty)"
+
+    def _coming(self) -> list[str]:
+        """The question that is being answered."""
+        return [] if self._pending is None else [f"(being answered: {self._pending[0][-1]['content']})"]
 
     def _repr_html_(self) -> str:
         head = f'<div style="{QUIET}">{escape(self.name)}, {len(self)} messages</div>'
-        return head + "".join(
+        coming = "".join(f'<div style="{QUIET}">{as_html(line)}</div>' for line in self._coming())
+        said = "".join(
             f"<div><b>{i} {escape(str(m['role']))}</b>&ensp;{as_html(str(m['content']))}</div>" for i, m in enumerate(self.messages)
         )
+        return head + said + coming
 
 
 class Conversations(dict[str, Conversation]):
@@ -99,6 +109,8 @@ class Conversations(dict[str, Conversation]):
         return self[name]
 
     def fork(self, name: str, new: str) -> Conversation:
+        if new in self:
+            raise UsageError(f"there is a conversation {new!r} already: `%chat reset {new}` it, or take another name")
         copy = self.find(name).fork(new)
         self.open(new)
         self[new] = copy

@@ -13,13 +13,13 @@ from nbengine.engine import Engine
 from nbengine.errors import nearest
 from nbengine.holders import explain, forget_traceback, holders
 from nbengine.notebook.load_view import load_engine
-from nbengine.notebook.options import Parser, add_config_options, config_values, words
+from nbengine.notebook.options import Parser, add_config_options, at_least_one, config_values, words
+from nbengine.notebook.session import Session, checked_name
 from nbengine.notebook.status import Status
 
 if TYPE_CHECKING:
     import argparse
 
-    from nbengine.notebook.session import Session
 
 LINES = 20  # of the log, unless told
 
@@ -54,7 +54,7 @@ class EngineCommands:
     def do_load(self, given: argparse.Namespace) -> Engine:
         """Load a model and make it the current engine; one of the same name is closed first."""
         name = given.name or re.split(r"[/\\]", given.model.rstrip("/\\"))[-1]
-        values = config_values(given)
+        values, out = config_values(given), checked_name(self.session.shell, given.out)
         _check(given.model, values)
         if name in self.session.engines:
             self.session.engines.remove(name).close()
@@ -66,8 +66,8 @@ class EngineCommands:
             told = str(error)
         else:
             self.session.engines.add(name, engine)
-            if given.out is not None:
-                self.session.bind(given.out, engine)
+            if out is not None:
+                self.session.bind(out, engine)
             return engine
         raise UsageError(f"{told}\n{explain(holders(_device(given), self.session.engines, self.session.shell.user_ns))}")
 
@@ -84,7 +84,7 @@ class EngineCommands:
         """Make an engine the current one: a loaded one by name, or one that a variable of yours holds."""
         if given.name not in self.session.engines:
             engine = self.session.engines.find(given.name, self.session.shell.user_ns)
-            self.session.engines.add(given.name, engine)
+            self.session.engines.add(given.name, engine, owned=False)
         self.session.engines.use(given.name)
         _show(f"{given.name} is the current engine")
 
@@ -155,10 +155,11 @@ class EngineCommands:
         """End what runs: one request by its id, or everything that runs (--all: of every engine)."""
         engines = self.session.engines
         if given.id is not None:
-            self._engine(given).cancel(given.id)
+            holder = [engine for engine in engines.values() if given.engine is None and given.id in engine.request_ids()]
+            (holder[0] if len(holder) == 1 else self._engine(given)).cancel(given.id)
             _show(f"{given.id} is cancelled")
             return
-        count = sum(engines[name].cancel_all() for name in (list(engines) if given.all else [self._name(given.engine)]))
+        count = sum(engine.cancel_all() for engine in (list(engines.values()) if given.all else [self._engine(given)]))
         _show(f"{count} request{'s' * (count != 1)} cancelled")
 
     def do_reset_cache(self, given: argparse.Namespace) -> None:
@@ -213,7 +214,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "status": _parser("status", NAME),
     "models": _parser("models"),
     "plan": _parser("plan", MODEL, config=True),
-    "log": _parser("log", (("lines",), {"nargs": "?", "type": int, "default": LINES, "help": "how many"})),
+    "log": _parser("log", (("lines",), {"nargs": "?", "type": at_least_one, "metavar": "N", "default": LINES, "help": "how many"})),
     "pause": _parser("pause", ENGINE),
     "step": _parser("step", (("steps",), {"nargs": "?", "type": int, "default": 1, "metavar": "N", "help": "how many steps"}), ENGINE),
     "resume": _parser("resume", ENGINE),

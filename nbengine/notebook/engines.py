@@ -19,6 +19,7 @@ class Engines(Mapping[str, Engine]):
     def __init__(self) -> None:
         self._engines: dict[str, Engine] = {}
         self._current: str | None = None
+        self._owned: set[str] = set()
 
     def __getitem__(self, name: str) -> Engine:
         return self._engines[name]
@@ -37,10 +38,11 @@ class Engines(Mapping[str, Engine]):
             self._current = alive[-1] if alive else None
         return self._current
 
-    def add(self, name: str, engine: Engine) -> None:
-        """Take an engine in, as the current one."""
+    def add(self, name: str, engine: Engine, *, owned: bool = True) -> None:
+        """Take an engine in, as the current one. One that the user made and holds is only forgotten at the end, not closed."""
         self._engines[name] = engine
         self._current = name
+        (self._owned.add if owned else self._owned.discard)(name)
 
     def use(self, name: str) -> None:
         """Make this one the current one."""
@@ -66,9 +68,9 @@ class Engines(Mapping[str, Engine]):
         raise UsageError(f"no engine is called {wanted!r}{nearest(wanted, list(self))}; loaded: {', '.join(self) or 'none'}")
 
     def close(self) -> list[str]:
-        """Close them all; the names of those that were open."""
-        names = list(self)
-        for engine in self._engines.values():
-            engine.close()
+        """Close what was loaded here; the names of those that were open."""
+        names = [name for name in self if name in self._owned]
+        for name in names:
+            self._engines[name].close()
         self._engines.clear()
         return names

@@ -9,6 +9,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from nbengine.errors import NBEngineError
+from nbengine.interrupts import interrupts_heard
 from nbengine.notebook import render
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Generation:
         self.style = style  # text, markdown or json
         self.show_tokens = show_tokens
         self.on_screen: int | None = None  # the number of the cell that shows it already
+        self.background = False  # no cell waits for it
         self.stalled = False  # its engine was paused or asleep at some time, which its tokens a second would count
         self.view_finished: threading.Event | None = None  # set when what shows it has shown the end
         self._engine = weakref.ref(engine)
@@ -136,10 +138,11 @@ class Generation:
     def settle(self, timeout: float | None = None) -> bool:
         """Wait until it has ended, however it does; False if `timeout` seconds were not enough."""
         deadline = None if timeout is None else monotonic() + timeout
-        while not self.done:
-            if deadline is not None and monotonic() > deadline:
-                return False
-            sleep(LOOK)
+        with interrupts_heard():
+            while not self.done:
+                if deadline is not None and monotonic() > deadline:
+                    return False
+                sleep(LOOK)
         return True
 
     def raise_error(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from time import monotonic
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from nbengine.notebook.generation import Generation
     from nbengine.widgets.cell_controls import CellControls
 
+log = logging.getLogger("nbengine")
 UPDATE = 1 / 15  # seconds between two updates
 SLOWER = 1e-6  # and this many more for each byte of the last one: a long text is sent less often
 SHARE = 10  # and never more than a tenth of the time goes into drawing
@@ -73,15 +75,18 @@ class CellView:
 
     def _offer_controls(self) -> None:
         """Buttons, where widgets can be made at all; each front end shows them only once it has been heard."""
+        generation = self.generation
         try:
             from nbengine.widgets.cell_controls import CellControls
-        except ImportError:
+
+            controls = CellControls({"cancel": generation.cancel, "resume": lambda: _let_go_on(generation)})
+            controls.show(render.line_text(generation), self._offers())
+            self.line.update({**render.line(generation), **_widget(controls)})
+        except Exception:  # whatever is wrong with the widgets that are installed, the text is shown
+            log.exception("no buttons can be shown under a cell")
             self._without_controls = True
-            return
-        generation = self.generation
-        self._controls = CellControls({"cancel": generation.cancel, "resume": lambda: _let_go_on(generation)})
-        self._controls.show(render.line_text(generation), self._offers())
-        self.line.update({**render.line(generation), **_widget(self._controls)})
+        else:
+            self._controls = controls
 
     def _offers(self) -> list[str]:
         return ["resume", "cancel"] if self.generation.status in {"paused", "asleep"} else ["cancel"]
@@ -133,11 +138,33 @@ class Shown:
         return len(json.dumps(bundle))
 
 
+class Guarded:
+    """A view whose failure is logged, once, and never ends what it shows."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._failed = False
+
+    def refresh(self) -> None:
+        if not self._failed:
+            self._try(self._view.refresh)
+
+    def finish(self) -> None:
+        self._try(self._view.finish)
+
+    def _try(self, show: Callable[[], None]) -> None:
+        try:
+            show()
+        except Exception:
+            self._failed = True
+            log.exception("what a cell shows could not be brought up to date")
+
+
 def view_of(generation: Generation) -> View:
     """What this front end can show."""
     shell: Any = get_ipython()
     generation.on_screen = getattr(shell, "execution_count", None)
-    return CellView(generation) if in_kernel(shell) else PrintedView(generation)
+    return Guarded(CellView(generation) if in_kernel(shell) else PrintedView(generation))
 
 
 def in_kernel(shell: Any) -> bool:

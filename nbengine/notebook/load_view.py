@@ -10,6 +10,7 @@ from typing import Any
 
 from nbengine.engine import Engine
 from nbengine.errors import without_frames
+from nbengine.interrupts import interrupts_heard
 from nbengine.notebook.live import Shown, in_kernel
 from nbengine.notebook.render import QUIET, Bundle
 
@@ -28,6 +29,7 @@ class Loading:
         self._phases: list[tuple[str, float]] = [("preparing", perf_counter())]  # and when each began
         self.engine: Engine | None = None
         self.error: BaseException | None = None
+        self.over = threading.Event()
         self.thread = threading.Thread(target=self._run, name="nbengine-load", daemon=True)
         self.thread.start()
 
@@ -51,6 +53,8 @@ class Loading:
                 self.engine = engine
         except BaseException as error:  # noqa: BLE001 - the cell's to raise
             self.error = without_frames(error)
+        finally:
+            self.over.set()
 
     def _report(self, phase: str, done: int, total: int) -> None:
         if self._stop.is_set():
@@ -68,13 +72,13 @@ def load_engine(model: str, config: Mapping[str, Any], name: str) -> Engine:
     loading = Loading(model, config)
     shown = Shown(_bundle(name, loading.progress, 0.0)) if in_kernel(get_ipython()) else None
     try:
-        while loading.thread.is_alive():
-            loading.thread.join(LOOK)
-            if shown is not None:
-                shown.update(_bundle(name, loading.progress, perf_counter() - began))
+        with interrupts_heard():
+            while not loading.over.wait(LOOK):
+                if shown is not None:
+                    shown.update(_bundle(name, loading.progress, perf_counter() - began))
     except BaseException:
         loading.stop()
-        loading.thread.join()
+        loading.over.wait()
         if loading.engine is not None:
             loading.engine.close()
         if shown is not None:

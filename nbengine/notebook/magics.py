@@ -120,11 +120,12 @@ class NBEngineMagics(Magics):
 
     def _start(self, given: argparse.Namespace, engine: Engine, asked: list[Any], texts: list[str]) -> tuple[Generation, View | None]:
         """Queue, bind, show: in this order, and an interrupt comes before or after all of it."""
-        out = checked_name(given.out)
+        out = checked_name(self.session.shell, given.out)
         values = sampling_values(given)
         if self.temperature is not None:
             values.setdefault("temperature", self.temperature)
-        with watch.interrupts_held():
+        generation = view = None
+        with watch.ends_what_is_queued(lambda: generation), watch.interrupts_held():
             generation = self.session.generate(
                 engine, asked, values,
                 max_tokens=self.max_tokens, priority=given.priority,
@@ -134,6 +135,7 @@ class NBEngineMagics(Magics):
                 self.session.bind(out, generation)
             view = view_of(generation)
         if given.bg:
+            generation.background = True
             self.session.pump.add(generation, view)
             return generation, None
         return generation, view
@@ -188,9 +190,13 @@ class NBEngineMagics(Magics):
 def _with_message(conversation: Conversation, text: str, given: argparse.Namespace) -> list[prompts.Message]:
     """The conversation with this message at its end; nothing is changed in it yet."""
     messages = [dict(message) for message in conversation.messages]
-    if given.system is not None:
+    if given.system:
         messages = [{"role": "system", "content": given.system}, *(m for m in messages if m["role"] != "system")]
     if given.edit is not None:
+        if 0 <= given.edit < len(messages) and messages[given.edit]["role"] != "user":
+            raise UsageError(
+                f"%%chat: message {given.edit} is not one of yours, which alone can be answered anew: change it in `.messages` of `c = %chat show`"
+            )
         return Conversation(conversation.name, messages).edited(given.edit, text)
     return [*messages, {"role": "user", "content": text}]
 

@@ -208,8 +208,19 @@ def config_values(given: argparse.Namespace) -> dict[str, Any]:
 # ── values ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, at least 1")
+    return int(text)
+
+
 def _count(text: str) -> int:
-    return ALL if text == "all" else int(text)
+    if text == "all":
+        return ALL
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, nor `all`") from None
 
 
 def _unescaped(text: str) -> str:
@@ -217,11 +228,14 @@ def _unescaped(text: str) -> str:
 
 
 def _ids(text: str) -> list[int]:
-    return [int(part) for part in re.split(r"[,\s]+", text.strip("[] "))]
+    try:
+        return [int(part) for part in re.split(r"[,\s]+", text.strip("[] "))]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of token ids, such as 1,2,3") from None
 
 
 def _bias(text: str) -> dict[int, float]:
     try:
         return {int(token): float(value) for token, value in json.loads(text).items()}
-    except (ValueError, AttributeError):
+    except (ValueError, TypeError, AttributeError):
         raise argparse.ArgumentTypeError(f"""{text!r} is not a JSON object from token ids to numbers, such as '{{"42": -5}}'""") from None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.error import UsageError
 
 from nbengine.errors import nearest
-from nbengine.notebook.fill import fill
+from nbengine.notebook.fill import fill, names
 
 if TYPE_CHECKING:
     from nbengine.engine import Engine
@@ -30,11 +30,12 @@ def for_each(text: str, name: str, variables: Mapping[str, Any], *, raw: bool) -
     items = _items(name, variables[name])
     if not text.strip():
         return [str(item[ITEM]) for item in items]
-    texts = [text if raw else fill(text, {**variables, **item}) for item in items]
-    if len(texts) > 1 and len(set(texts)) == 1:
-        known = ", ".join(f"{{{key}}}" for key in items[0])
-        raise UsageError(f"--each {name}: the cell names none of {known}, so all {len(texts)} prompts would be the same")
-    return texts
+    if raw:
+        raise UsageError(f"--each {name} fills in each item, and --raw fills nothing: leave one of them out")
+    if not set(names(text)) & items[0].keys():
+        known = ", ".join(f"{{{key}}}" for key in items[0] if key.isidentifier())
+        raise UsageError(f"--each {name}: the cell names none of {known}, so all {len(items)} prompts would be the same")
+    return [fill(text, {**variables, **item}) for item in items]
 
 
 def _items(name: str, value: Any) -> list[dict[str, Any]]:

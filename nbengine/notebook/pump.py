@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,6 @@ if TYPE_CHECKING:
     from nbengine.notebook.live import View
 
 LOOK = 0.05  # seconds
-log = logging.getLogger("nbengine")
 
 
 class Pump:
@@ -40,10 +38,7 @@ class Pump:
         tick = threading.Event()
         while True:
             for generation, view in self._due():
-                try:
-                    (view.finish if generation.done else view.refresh)()
-                except Exception:  # a front end that went away must not leave the others unshown
-                    log.exception("a view could not be refreshed")
+                (view.finish if generation.done else view.refresh)()
                 if generation.done and generation.view_finished is not None:
                     generation.view_finished.set()
             with self._lock:

@@ -74,7 +74,10 @@ def _ending(generation: Generation) -> str:
     if not generation.done:
         status = generation.status
         if status in {"paused", "asleep"}:
-            return f"waiting: the engine is {status} ({'%engine wake' if status == 'asleep' else '%engine resume'} lets it go on)"
+            how = "%engine wake" if status == "asleep" else "%engine resume"
+            return f"waiting: the engine is {status}; " + (
+                f"{how} lets it go on" if generation.background else "resume it, or stop this cell"
+            )
         return status
     failed = f": {generation.failure}" if generation.failure else ""
     reasons = Counter(completion.finish_reason or "" for handle in generation.handles for completion in handle.completions)
@@ -118,17 +121,20 @@ def _table(generation: Generation) -> Bundle:
         rows.append("".join(f'<td style="{CELL}">{cell}</td>' for cell in (number, *prompt, as_html(text), end)))
         plain.append(f"[{number}] {text}")
     more = f"{len(outputs) - SHOWN:,} more are in the result" if len(outputs) > SHOWN else ""
-    columns = "".join(f'<th style="{CELL}">{name}</th>' for name in (["", "prompt", "text", "end"] if several else ["", "text", "end"]))
-    table = f"<table><thead><tr>{columns}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table>"
+    names = [("", "2em"), *([("prompt", "28%")] if several else []), ("text", "auto"), ("end", "5em")]
+    columns = "".join(f'<th style="{CELL};width:{width}">{name}</th>' for name, width in names)
+    table = (
+        f'<table style="width:100%"><thead><tr>{columns}</tr></thead><tbody>{"".join(f"<tr>{row}</tr>" for row in rows)}</tbody></table>'
+    )
     under = f'<div style="{QUIET}">{more}</div>' if more else ""
-    return {"text/plain": "\n\n".join([*plain, *([f"({more})"] if more else [])]), "text/html": _progress(generation) + table + under}
+    return {"text/plain": "\n\n".join([*plain, *([f"({more})"] if more else [])]), "text/html": table + under + _progress(generation)}
 
 
 def _progress(generation: Generation) -> str:
     if generation.done:
         return ""
     done, total = sum(handle.finished for handle in generation.handles), len(generation)
-    return f'<progress value="{done}" max="{total}"></progress> {done:,} of {total:,}'
+    return f'<div style="{QUIET}"><progress value="{done}" max="{total}"></progress> {done:,} of {total:,}</div>'
 
 
 def _number(prompt: int, output: int, several: bool, outputs: int) -> str:

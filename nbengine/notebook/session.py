@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import keyword
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -74,8 +76,12 @@ PARAMS = (
 )  # fmt: skip
 
 
-def checked_name(name: str | None) -> str | None:
+def checked_name(shell: Any, name: str | None) -> str | None:
     """The name of a variable to bind."""
-    if name is not None and not name.isidentifier():
-        raise UsageError(f"--out {name}: a variable's name has letters, digits and underscores, and does not begin with a digit")
+    if name is None:
+        return None
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise UsageError(f"--out {name}: a variable's name has letters, digits and underscores, and is no word of Python's")
+    if hasattr(builtins, name) or name in shell.user_ns_hidden:
+        raise UsageError(f"--out {name}: that would hide Python's or IPython's own {name}: choose another name")
     return name

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Table:
     """Rows of text under a head, in HTML and in plain columns."""
 
-    def __init__(self, head: Sequence[str], rows: Sequence[Sequence[str]], empty: str = "") -> None:
+    def __init__(self, head: Sequence[str], rows: Sequence[Sequence[str]], empty: str = "", titles: Sequence[int] = ()) -> None:
+        self.titles = set(titles)  # rows in bold
         self.head = list(head)
         self.rows = [list(row) for row in rows]
         self.empty = empty
@@ -33,8 +34,12 @@ class Table:
         if not self.rows:
             return f'<div style="{QUIET}">{escape(self.empty)}</div>'
         head = "".join(f'<th style="{CELL}">{escape(name)}</th>' for name in self.head) if any(self.head) else ""
-        body = "".join("<tr>" + "".join(f'<td style="{CELL}">{escape(cell)}</td>' for cell in row) + "</tr>" for row in self.rows)
+        body = "".join(self._row(row, "th" if i in self.titles else "td") for i, row in enumerate(self.rows))
         return f"<table>{f'<thead><tr>{head}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>"
+
+    @staticmethod
+    def _row(row: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f'<{tag} style="{CELL}">{escape(cell)}</{tag}>' for cell in row) + "</tr>"
 
 
 class Status(Table):
@@ -42,12 +47,14 @@ class Status(Table):
 
     def __init__(self, engines: Mapping[str, Engine], current: str | None) -> None:
         rows: list[list[str]] = []
+        titles: list[int] = []
         self.engines = {name: engine_dict(engine) for name, engine in engines.items()}
         for name, engine in engines.items():
             told = _told(engine)
+            titles.append(len(rows))
             rows += [[f"{name}{' (current)' if name == current and len(engines) > 1 else ''}", engine.status]]
             rows += [[key, value] for key, value in told.items()]
-        super().__init__(["", ""], rows, empty="no engine is loaded: `%engine load tales`")
+        super().__init__(["", ""], rows, empty="no engine is loaded: `%engine load tales`", titles=titles)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by engine."""

@@ -58,7 +58,7 @@ class TokenView:
     def _repr_html_(self) -> str:
         # <pre> keeps the lines where styles are stripped, and no front end looks for formulas in it
         spans = "".join(_span(piece) for piece in self._pieces())
-        style = "white-space:pre-wrap;overflow-wrap:break-word;line-height:1.7"
+        style = "white-space:pre-wrap;overflow-wrap:break-word;word-break:normal;line-height:1.7;margin:0 0 8px;font-family:inherit"
         cut = f"the first {SHOWN:,} of {self.total:,} tokens are shown; " if self.total > SHOWN else ""
         return f'<pre style="{style}">{spans}</pre><div style="{QUIET}">{cut}{LEGEND}</div>'
 

@@ -7,12 +7,13 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
 from nbengine.errors import NBEngineError
+from nbengine.interrupts import interrupts_heard
 
 if TYPE_CHECKING:
     from nbengine.notebook.generation import Generation
@@ -23,22 +24,36 @@ LOOK = 0.02  # seconds between two looks; also what lets an interrupt through wh
 GRACE = 0.25  # seconds that a cancelled request may take to end before its cell is left
 
 
-class Interrupted(KeyboardInterrupt):
-    """The stop button was pressed; the cell says so in one line."""
+class Interrupted(Exception):  # noqa: N818 - what it is to those who read it
+    """The stop button was pressed; the cell says so in one line.
+
+    Not a KeyboardInterrupt: one that leaves a task goes on through the loop that runs it, and a kernel's loop ends the kernel.
+    """
 
     def _render_traceback_(self) -> list[str]:
         return [str(self)]
 
 
+class InterruptedHere(KeyboardInterrupt):
+    """The same in a cell that nobody awaits, where no `except Exception` of the user's may swallow it."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+InterruptedHere.__name__ = Interrupted.__name__  # what a front end shows
+
+
 def wait_here(generation: Generation, view: View, pump: Pump) -> None:
     """Wait in the calling thread."""
     try:
-        while not generation.done:
-            view.refresh()
-            time.sleep(LOOK)
+        with interrupts_heard():
+            while not generation.done:
+                view.refresh()
+                time.sleep(LOOK)
     except KeyboardInterrupt:
         _stop(generation)
-        raise _interrupted(generation) from None
+        raise InterruptedHere(_told(generation)) from None
     finally:
         _leave(generation, view, pump)
     raise_in_one_line(generation)
@@ -52,7 +67,7 @@ async def wait_awaited(generation: Generation, view: View, pump: Pump) -> None:
             await asyncio.sleep(LOOK)
     except (asyncio.CancelledError, KeyboardInterrupt):
         _stop(generation)
-        raise _interrupted(generation) from None
+        raise Interrupted(_told(generation)) from None
     finally:
         _leave(generation, view, pump)
     raise_in_one_line(generation)
@@ -71,9 +86,9 @@ def _leave(generation: Generation, view: View, pump: Pump) -> None:
         pump.add(generation, view)  # the engine is in the middle of a long step: its end is shown when it comes
 
 
-def _interrupted(generation: Generation) -> Interrupted:
+def _told(generation: Generation) -> str:
     tokens = sum(len(completion.token_ids) for handle in generation.handles for completion in handle.completions)
-    return Interrupted(f"Interrupted: stopped by the user after {tokens} tokens")
+    return f"Interrupted: stopped by the user after {tokens} tokens"
 
 
 def raise_in_one_line(generation: Generation) -> None:
@@ -85,6 +100,18 @@ def raise_in_one_line(generation: Generation) -> None:
     else:
         return
     raise UsageError(message)
+
+
+@contextlib.contextmanager
+def ends_what_is_queued(queued: Callable[[], Generation | None]) -> Iterator[None]:
+    """An interrupt in here leaves no request running."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        generation = queued()
+        if generation is not None:
+            generation.cancel()
+        raise
 
 
 @contextlib.contextmanager

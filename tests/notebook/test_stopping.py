@@ -137,9 +137,7 @@ def test_no_button_is_shown_where_the_kernel_does_not_hear(running):
     assert ran.status == "ok"  # it ran to its end, and nothing had said that it hears
 
 
-@pytest.mark.parametrize(
-    ("before", "state", "hint"), [("%engine pause", "paused", "%engine resume"), ("%engine sleep", "asleep", "%engine wake")]
-)
+@pytest.mark.parametrize(("before", "state", "hint"), [("%engine pause", "paused", "resume it"), ("%engine sleep", "asleep", "resume it")])
 def test_a_cell_that_waits_on_a_stalled_engine_says_so_and_offers_resume(running, before, state, hint):
     running.run(before)
     message = running.start("%%generate -m 5 --ignore-eos --out g\nOnce")
