@@ -6,7 +6,8 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -43,3 +44,16 @@ def engines_are_gone() -> Iterator[None]:
             time.sleep(0.01)
     left = sorted(thread.name for thread in engine_threads() - before)
     assert not left, f"the test left these threads running: {left}"
+
+
+@pytest.fixture
+def until() -> Callable[..., None]:
+    """Wait until something holds; the timeout is only there to fail."""
+
+    def wait(condition: Callable[[], Any], timeout: float = 30) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, f"never came true: {condition}"
+            time.sleep(0.002)
+
+    return wait

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -163,19 +162,6 @@ def gate() -> Iterator[Gate]:
     gate = Gate()
     yield gate
     gate.opened.set()
-
-
-@pytest.fixture
-def until() -> Callable[..., None]:
-    """Wait until something holds; the timeout is only there to fail."""
-
-    def wait(condition: Callable[[], Any], timeout: float = 30) -> None:
-        deadline = time.monotonic() + timeout
-        while not condition():
-            assert time.monotonic() < deadline, f"never came true: {condition}"
-            time.sleep(0.002)
-
-    return wait
 
 
 @pytest.fixture

@@ -54,3 +54,23 @@ def test_the_python_interface_works_in_a_cell_without_any_setup(kernel):
     assert kernel.value("(len(out), bool(text), bool(parts))") == (2, True, True)
     assert "RequestOutput" in kernel.run("out[0]").text
     assert "Engine" in kernel.run("e").text
+
+
+def test_a_loop_over_a_stream_prints_as_it_goes(kernel):
+    kernel.run("import nbengine\ne = get_ipython().find_line_magic('engine').__self__.session.engines.find()")
+    ran = kernel.run(
+        "for piece in e.stream('Once', nbengine.SamplingParams(max_tokens=20, ignore_eos=True, seed=1)): print(piece, end='', flush=True)"
+    )
+    kernel.run("whole = e.generate('Once', nbengine.SamplingParams(max_tokens=20, ignore_eos=True, seed=1))[0].outputs[0].text")
+    assert ran.out == kernel.value("whole")
+
+
+def test_an_engine_that_is_closed_under_a_background_cell_says_why(kernel):
+    kernel.run("%engine load tales --name brief --num-gpu-blocks-override 128")
+    ran = kernel.run("%generate --bg -m 1500 --ignore-eos --no-chat --out g Once")
+    kernel.run("%engine unload brief")
+    kernel.run("g.settle(5); import time; time.sleep(0.2)")
+    kernel.run("time.sleep(0.05)")
+    assert "closed" in ran.shown[1]["text/plain"]
+    assert kernel.run("g.wait()", check=False).ename == "EngineClosedError"
+    kernel.run("%engine use tales")
