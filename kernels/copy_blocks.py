@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nbengine.kernels._triton import jit
 from nbengine.step_inputs import LayerCache
+
+if TYPE_CHECKING:
+    import triton.language as tl  # noqa: TC004 - `jit` brings it
 
 
 def copy_blocks_reference(caches: list[LayerCache], pairs: torch.Tensor) -> None:
@@ -16,6 +20,41 @@ def copy_blocks_reference(caches: list[LayerCache], pairs: torch.Tensor) -> None
     for cache in caches:
         for blocks in (cache.keys, cache.values):
             blocks.index_copy_(0, targets, blocks.index_select(0, sources))
+
+
+_TILE = 2048  # numbers that a program copies
+
+
+def copy_blocks(caches: list[LayerCache], pairs: torch.Tensor) -> None:
+    """As copy_blocks_reference, two launches a layer: sources to a place apart, from there to the targets."""
+    copies = pairs.shape[0]
+    if not copies:
+        return
+    pairs = pairs.contiguous()
+    for cache in caches:
+        assert cache.keys.is_contiguous() and cache.values.is_contiguous()  # noqa: PT018
+        size = cache.keys[0].numel()
+        apart = torch.empty((2, copies, size), dtype=cache.keys.dtype, device=cache.keys.device)
+        grid = (copies, -(-size // _TILE), 2)
+        copy_blocks_kernel[grid](cache.keys, cache.values, apart, pairs, size, out=False, tile=_TILE)
+        copy_blocks_kernel[grid](cache.keys, cache.values, apart, pairs, size, out=True, tile=_TILE)
+
+
+@jit()
+def copy_blocks_kernel(
+    p_keys: tl.tensor, p_values: tl.tensor, p_apart: tl.tensor, p_pairs: tl.tensor, size: int, out: tl.constexpr, tile: tl.constexpr
+) -> None:
+    i_copy = tl.program_id(0).to(tl.int64)
+    o = tl.program_id(1) * tile + tl.arange(0, tile)
+    m = o < size
+    i_kind = tl.program_id(2)
+    block = tl.load(p_pairs + 2 * i_copy + (1 if out else 0)).to(tl.int64)
+    p_cache = (p_keys if i_kind == 0 else p_values) + block * size + o
+    p_kept = p_apart + (i_kind * tl.num_programs(0) + i_copy) * size + o
+    if out:
+        tl.store(p_cache, tl.load(p_kept, mask=m), mask=m)
+    else:
+        tl.store(p_kept, tl.load(p_cache, mask=m), mask=m)
 
 
 def example_inputs(

@@ -1,19 +1,28 @@
 """Attention of a step's queries over keys and values that lie in pages of the cache.
 
-Rows with one query (decoding) are taken together in groups of like length; every other row goes by itself, its queries in
-tiles. What depends on the step alone (which slots to read, the masks) is worked out once and kept in `inputs.scratch`.
+In the reference, rows with one query (decoding) are taken together in groups of like length; every other row goes by itself, its
+queries in tiles. What depends on the step alone (which slots to read, the masks) is worked out once and kept in `inputs.scratch`.
+
+The kernels take two kinds of programs. A decoding row's keys are cut into chunks, one program each for all the query heads of a
+key head, and the program that ends last merges the row's chunks. The queries of every other row are cut into blocks. Which
+chunks and blocks there are, a small kernel works out once a step, on the device and within bounds that the shapes alone give: so
+a captured graph stays right whatever the lengths are when it is replayed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
+from nbengine.kernels._triton import check_product, jit, multiprocessors, next_power_of_2, shared_memory
 from nbengine.step_inputs import LayerCache, StepInputs
+
+if TYPE_CHECKING:
+    import triton.language as tl  # noqa: TC004 - `jit` brings it
 
 _GROUP_SLOTS = 1 << 16  # most cache slots that one group of decoding rows gathers
 _TILE = 256  # most queries a masked tile holds
@@ -211,6 +220,476 @@ def _tiles(count: int, length: int, window: int | None, band: torch.Tensor | Non
         first = max(0, length - count + start + 1 - window) if window else 0
         tiles.append((slice(start, stop), slice(first, last), band[band.shape[0] - (stop - start) :, band.shape[1] - (last - first) :]))
     return tiles
+
+
+# ── the kernels ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_PROGRAMS = 5  # decoding programs that a multiprocessor runs together
+_LEAST_CHUNK = 64  # keys
+_OVERHEAD = 64  # what it takes to begin a chunk and to merge it, in keys
+_LOG2_E = 1.4426950408889634
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What the programs of a step read. Layers whose rows and heads are cut alike share it."""
+
+    work: torch.Tensor  # int32: the number of chunks and of blocks, then chunks [chunks, 8], then blocks [blocks, 2]
+    chunks: int  # most that there can be
+    blocks: int
+    parts: torch.Tensor  # [chunks, heads, head_dim] float32, what rows of several chunks wait to be merged from
+    sums: torch.Tensor  # [chunks, heads] float32, log2 of the weights' sum
+    arrived: torch.Tensor  # [rows, kv_heads] int32, chunks that are there; 0 between launches
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiles:
+    """How a card's kernels are cut for a head size and dtype."""
+
+    chunk_keys: int  # keys that a decoding program takes at a time
+    chunk_stages: int
+    block_queries: int  # queries * query heads of a key head
+    block_keys: int
+    block_stages: int
+    block_warps: int
+
+
+def paged_attention(
+    q: torch.Tensor, cache: LayerCache, inputs: StepInputs, scale: float, window: int | None = None, softcap: float | None = None
+) -> torch.Tensor:
+    """As paged_attention_reference. Of the lengths on the host it asks only whether any row has one query: a graph captured of a step with one stays right."""
+    tokens, heads, head_dim = q.shape
+    block_size, kv_heads = cache.keys.shape[1:3]
+    assert q.stride(2) == 1
+    assert q.stride(1) == head_dim
+    assert scale > 0
+    assert inputs.block_tables.stride(1) == 1
+    assert cache.keys.is_contiguous() and cache.values.is_contiguous()  # noqa: PT018
+    check_product(q)
+    group = heads // kv_heads
+    tiles = _cut(head_dim, q.element_size(), shared_memory(q.device))
+    block_queries = max(tiles.block_queries // group, 1)
+    key = ("paged_attention_plan", window, heads, kv_heads, head_dim)
+    plan: _Plan | None = inputs.scratch.get(key)
+    if plan is None:
+        plan = inputs.scratch[key] = _make_plan(inputs, window, heads, kv_heads, head_dim, tiles.chunk_keys, block_queries, q.device)
+    out = torch.empty((tokens, heads * head_dim), dtype=q.dtype, device=q.device)
+    tables = inputs.block_tables, inputs.block_tables.stride(0), q.stride(0)
+    scales = (scale * _LOG2_E, 0.0) if softcap is None else (scale / softcap, softcap * _LOG2_E)
+    sizes = {
+        "group": group, "kv_heads": kv_heads, "head_dim": head_dim, "block_size": block_size, "far": cache.keys.numel() >= 2**31,
+        "capped": softcap is not None, "windowed": window is not None, "block_dim": max(next_power_of_2(head_dim), 16),
+    }  # fmt: skip
+    if plan.chunks:
+        decode_attention_kernel[(plan.chunks * kv_heads,)](
+            q, cache.keys, cache.values, out, plan.parts, plan.sums, plan.arrived, plan.work, *tables, *scales, **sizes,
+            block_group=max(next_power_of_2(group), 16), merge_group=next_power_of_2(group), tile=tiles.chunk_keys,
+            num_warps=4, num_stages=tiles.chunk_stages,
+        )  # fmt: skip
+    if plan.blocks:
+        prefill_attention_kernel[(plan.blocks * kv_heads,)](
+            q, cache.keys, cache.values, out, plan.work, inputs.query_starts, inputs.context_lens, *tables, *scales, window or 0, plan.chunks,
+            **sizes, queries=block_queries, rows=max(next_power_of_2(block_queries * group), 16), tile=tiles.block_keys,
+            num_warps=tiles.block_warps, num_stages=tiles.block_stages,
+        )  # fmt: skip
+    return out
+
+
+def _cut(head_dim: int, element_size: int, memory: int) -> _Tiles:
+    """By head size, dtype and the shared memory that a program may have (64 KiB on a T4, 99 to 227 on later cards)."""
+    wide = max(next_power_of_2(head_dim), 16)
+    # not on the matrix units: float32, which is to be exact, and a T4; the numbers must then fit the registers
+    if element_size == 4 or memory < 90 << 10:
+        side = 16 if wide * element_size > 256 else 32
+        return _Tiles(side, 1, side, side, 1, 8 if side == 32 and wide > 64 else 4)
+    if memory < 200 << 10:
+        return _Tiles(32 if wide > 128 else 64, 2, 64 if wide > 128 else 128, 32, 2, 8 if wide > 64 else 4)
+    keys, stages, warps = (64, 2, 8) if wide > 128 else (64, 3, 4) if wide > 64 else (128, 2, 4)
+    return _Tiles(32 if wide > 128 else 64, 2, 128, keys, stages, warps)
+
+
+def _make_plan(
+    inputs: StepInputs, window: int | None, heads: int, kv_heads: int, head_dim: int, tile: int, block_queries: int, device: torch.device
+) -> _Plan:
+    rows, tokens = len(inputs.context_lens), len(inputs.tokens)
+    places = max(_PROGRAMS * multiprocessors(device) // kv_heads, 1)
+    chunks = max(rows, places // 2) + places if tokens == rows or 1 in inputs.query_lens_host else 0
+    blocks = 0 if tokens == rows else tokens // block_queries + rows
+    plan = _Plan(
+        work=torch.empty(2 + 8 * chunks + 2 * blocks, dtype=torch.int32, device=device),
+        chunks=chunks,
+        blocks=blocks,
+        parts=torch.empty((chunks, heads, head_dim), dtype=torch.float32, device=device),
+        sums=torch.empty((chunks, heads), dtype=torch.float32, device=device),
+        arrived=torch.empty((rows, kv_heads), dtype=torch.int32, device=device),
+    )
+    plan_attention_kernel[(1,)](
+        inputs.query_starts, inputs.context_lens, plan.work, plan.arrived, rows, rows * kv_heads, chunks, places, window or 0, block_queries,
+        decodes=chunks > 0, prefills=blocks > 0, least=_LEAST_CHUNK, overhead=_OVERHEAD, tile=tile,
+        block=(block := next_power_of_2(rows)), num_warps=min(max(block // 64, 4), 16),
+    )  # fmt: skip
+    return plan
+
+
+@jit(do_not_specialize=("rows", "counters", "chunks", "places", "window", "queries"))
+def plan_attention_kernel(
+    p_starts: tl.tensor,
+    p_contexts: tl.tensor,
+    p_work: tl.tensor,
+    p_arrived: tl.tensor,
+    rows: int,
+    counters: int,
+    chunks: int,
+    places: int,
+    window: int,
+    queries: int,
+    decodes: tl.constexpr,
+    prefills: tl.constexpr,
+    least: tl.constexpr,
+    overhead: tl.constexpr,
+    tile: tl.constexpr,
+    block: tl.constexpr,
+) -> None:
+    """One program. Decoding rows are cut into chunks of at most one size: of 16 sizes the one that should take least time, where
+    as many chunks run together as a key head has places, and each takes its keys and a few more to begin and to be merged.
+    """
+    o = tl.arange(0, block)
+    m = o < rows
+    token = tl.load(p_starts + o, mask=m, other=0)
+    count = tl.load(p_starts + o + 1, mask=m, other=0) - token
+    if decodes:
+        last = tl.load(p_contexts + o, mask=m, other=0)
+        first = tl.maximum(last - window, 0) // tile * tile if window > 0 else last * 0
+        length = tl.where(count == 1, last - first, 0)
+        longest = tl.max(length)
+        fitting = tl.maximum(places * longest // tl.maximum(tl.sum(length), 1), 1)  # pieces of the longest row, if all are to run together
+        o_try = tl.arange(0, 16)
+        tried = tl.where(o_try < 8, o_try + 1, tl.where(o_try < 12, fitting * (o_try - 4) // 8, fitting * (o_try - 11)))
+        tried = tl.minimum(tl.maximum(tried, 1), tl.maximum(longest // least, 1))
+        sizes = tl.maximum(tl.cdiv(tl.cdiv(longest, tried), tile) * tile, tile)
+        needed = tl.sum(tl.cdiv(length[None, :], sizes[:, None]), axis=1)
+        cost = tl.cdiv(needed, places) * (sizes + overhead)
+        cost = tl.where(needed <= chunks, cost, 0x7FFFFFFF)
+        size = tl.min(tl.where(cost == tl.min(cost), sizes, 0x7FFFFFFF))
+        pieces = tl.cdiv(length, size)
+        size = tl.cdiv(tl.cdiv(length, tl.maximum(pieces, 1)), tile) * tile  # a row's own are of like size
+        pieces = tl.cdiv(length, tl.maximum(size, 1))
+        index = tl.cumsum(pieces) - pieces
+        tl.store(p_work, tl.sum(pieces))
+        for i in range(tl.max(pieces)):
+            p_chunk = p_work + 2 + 8 * (index + i)
+            m_chunk = i < pieces
+            tl.store(p_chunk, o, mask=m_chunk)
+            tl.store(p_chunk + 1, first + i * size, mask=m_chunk)
+            tl.store(p_chunk + 2, tl.minimum(first + (i + 1) * size, last), mask=m_chunk)
+            tl.store(p_chunk + 3, tl.where(pieces > 1, i, -1), mask=m_chunk)
+            tl.store(p_chunk + 4, pieces, mask=m_chunk)
+            tl.store(p_chunk + 5, token, mask=m_chunk)
+            tl.store(p_chunk + 6, last - window, mask=m_chunk)
+        for i in range(0, counters, block):
+            tl.store(p_arrived + i + o, o * 0, mask=i + o < counters)
+    if prefills:
+        pieces = tl.where(count > 1, tl.cdiv(count, queries), 0)
+        total = tl.sum(pieces)
+        index = total - tl.cumsum(pieces)  # a row's last block sees the most keys: it comes first
+        tl.store(p_work + 1, total)
+        for i in range(tl.max(pieces)):
+            p_block = p_work + 2 + 8 * chunks + 2 * (index + i)
+            tl.store(p_block, o, mask=i < pieces)
+            tl.store(p_block + 1, pieces - 1 - i, mask=i < pieces)
+
+
+@jit(do_not_specialize=("table_stride", "scale", "cap"))
+def decode_attention_kernel(
+    p_q: tl.tensor,
+    p_keys: tl.tensor,
+    p_values: tl.tensor,
+    p_out: tl.tensor,
+    p_parts: tl.tensor,
+    p_sums: tl.tensor,
+    p_arrived: tl.tensor,
+    p_work: tl.tensor,
+    p_tables: tl.tensor,
+    table_stride: int,
+    q_stride: int,
+    scale: float,
+    cap: float,
+    group: tl.constexpr,
+    kv_heads: tl.constexpr,
+    head_dim: tl.constexpr,
+    block_size: tl.constexpr,
+    far: tl.constexpr,
+    capped: tl.constexpr,
+    windowed: tl.constexpr,
+    block_dim: tl.constexpr,
+    block_group: tl.constexpr,
+    merge_group: tl.constexpr,
+    tile: tl.constexpr,
+) -> None:
+    """The query heads of one key head over one chunk of a row's keys."""
+    i_chunk, i_head = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads
+    if i_chunk >= tl.load(p_work):
+        return
+    p_chunk = p_work + 2 + 8 * i_chunk
+    i_row, first, last = tl.load(p_chunk), tl.load(p_chunk + 1), tl.load(p_chunk + 2)
+    piece, pieces = tl.load(p_chunk + 3), tl.load(p_chunk + 4)
+    i_token = tl.load(p_chunk + 5).to(tl.int64)
+    unseen = tl.load(p_chunk + 6) if windowed else 0  # positions before this one
+    o_group = tl.arange(0, block_group)[:, None]
+    o_dim = tl.arange(0, block_dim)[None, :]
+    m_out = (o_group < group) & (o_dim < head_dim)
+    o_out = (i_head * group + o_group) * head_dim + o_dim
+    q = tl.load(p_q + i_token * q_stride + o_out, mask=m_out, other=0.0)
+    p_table = p_tables + i_row.to(tl.int64) * table_stride
+    out = tl.zeros([block_group, block_dim], tl.float32)
+    best = tl.full([block_group], float("-inf"), tl.float32)
+    total = tl.zeros([block_group], tl.float32)
+    for start in range(first, last, tile):
+        o_key = start + tl.arange(0, tile)
+        m_key = (o_key < last) & (o_key >= unseen)
+        o_kv = _places(p_table, o_key, m_key, i_head, kv_heads, head_dim, block_size, far)[:, None] + o_dim
+        m_kv = m_key[:, None] & (o_dim < head_dim)
+        k = tl.load(p_keys + o_kv, mask=m_kv, other=0.0)
+        scores = _scores(q, k, scale, cap, capped)
+        scores = tl.where(m_key[None, :], scores, float("-inf"))
+        v = tl.load(p_values + o_kv, mask=m_kv, other=0.0)
+        unit = 1.0 if capped else scale  # multiplied and subtracted in one instruction
+        higher = tl.maximum(best, tl.max(scores, axis=1) * unit)
+        weights = tl.exp2(scores * unit - higher[:, None])
+        fade = tl.exp2(best - higher)
+        total = total * fade + tl.sum(weights, axis=1)
+        out = tl.dot(weights.to(v.dtype), v, out * fade[:, None], input_precision="ieee")
+        best = higher
+    out = out / total[:, None]
+    if piece < 0:
+        tl.store(p_out + i_token * (kv_heads * group * head_dim) + o_out, out, mask=m_out)
+        return
+    heads: tl.constexpr = kv_heads * group
+    o_sum = i_head * group + tl.arange(0, block_group)
+    tl.store(p_sums + i_chunk * heads + o_sum, best + tl.log2(total), mask=tl.arange(0, block_group) < group)
+    tl.store(p_parts + i_chunk.to(tl.int64) * heads * head_dim + o_out, out, mask=m_out)
+    tl.debug_barrier()  # all of the program's threads have stored before the one that counts
+    if tl.atomic_add(p_arrived + i_row * kv_heads + i_head, 1, sem="acq_rel") == pieces - 1:
+        tl.store(p_arrived + i_row * kv_heads + i_head, 0)
+        _merge(
+            p_sums + (i_chunk - piece) * heads + i_head * group,
+            p_parts + ((i_chunk - piece).to(tl.int64) * heads + i_head * group) * head_dim,
+            p_out + (i_token * heads + i_head * group) * head_dim,
+            pieces, heads, group, head_dim, merge_group, block_dim,
+        )  # fmt: skip
+
+
+@jit()
+def _merge(
+    p_sums: tl.tensor,
+    p_parts: tl.tensor,
+    p_out: tl.tensor,
+    pieces: tl.tensor,
+    heads: tl.constexpr,
+    group: tl.constexpr,
+    head_dim: tl.constexpr,
+    block_group: tl.constexpr,
+    block_dim: tl.constexpr,
+) -> None:
+    """Put a row's chunks together, four at a time: one by one, each would wait for its own load."""
+    out = tl.zeros([block_group, block_dim], tl.float32)
+    best = tl.full([block_group], float("-inf"), tl.float32)
+    total = tl.zeros([block_group], tl.float32)
+    for i in range(0, pieces, 4):
+        sum_0, part_0 = _part(p_sums, p_parts, i, pieces, heads, group, head_dim, block_group, block_dim)
+        sum_1, part_1 = _part(p_sums, p_parts, i + 1, pieces, heads, group, head_dim, block_group, block_dim)
+        sum_2, part_2 = _part(p_sums, p_parts, i + 2, pieces, heads, group, head_dim, block_group, block_dim)
+        sum_3, part_3 = _part(p_sums, p_parts, i + 3, pieces, heads, group, head_dim, block_group, block_dim)
+        higher = tl.maximum(best, tl.maximum(tl.maximum(sum_0, sum_1), tl.maximum(sum_2, sum_3)))
+        fade = tl.exp2(best - higher)
+        sum_0, sum_1, sum_2, sum_3 = tl.exp2(sum_0 - higher), tl.exp2(sum_1 - higher), tl.exp2(sum_2 - higher), tl.exp2(sum_3 - higher)
+        total = total * fade + sum_0 + sum_1 + sum_2 + sum_3
+        out = out * fade[:, None] + part_0 * sum_0[:, None] + part_1 * sum_1[:, None] + part_2 * sum_2[:, None] + part_3 * sum_3[:, None]
+        best = higher
+    o_group, o_dim = tl.arange(0, block_group)[:, None], tl.arange(0, block_dim)[None, :]
+    tl.store(p_out + o_group * head_dim + o_dim, out / total[:, None], mask=(o_group < group) & (o_dim < head_dim))
+
+
+@jit()
+def _part(
+    p_sums: tl.tensor,
+    p_parts: tl.tensor,
+    i: tl.tensor,
+    pieces: tl.tensor,
+    heads: tl.constexpr,
+    group: tl.constexpr,
+    head_dim: tl.constexpr,
+    block_group: tl.constexpr,
+    block_dim: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """A chunk's log2 of its weights' sum and its result. What other programs wrote is not looked for in this multiprocessor's cache."""
+    o_group, o_dim = tl.arange(0, block_group), tl.arange(0, block_dim)[None, :]
+    sums = tl.load(p_sums + i * heads + o_group, mask=(o_group < group) & (i < pieces), other=float("-inf"), cache_modifier=".cg")
+    sums = tl.where(o_group < group, sums, 0.0)
+    m = (o_group[:, None] < group) & (o_dim < head_dim) & (i < pieces)
+    part = tl.load(p_parts + i * (heads * head_dim) + o_group[:, None] * head_dim + o_dim, mask=m, other=0.0, cache_modifier=".cg")
+    return sums, part
+
+
+@jit(do_not_specialize=("table_stride", "scale", "cap", "window", "chunks"))
+def prefill_attention_kernel(
+    p_q: tl.tensor,
+    p_keys: tl.tensor,
+    p_values: tl.tensor,
+    p_out: tl.tensor,
+    p_work: tl.tensor,
+    p_starts: tl.tensor,
+    p_contexts: tl.tensor,
+    p_tables: tl.tensor,
+    table_stride: int,
+    q_stride: int,
+    scale: float,
+    cap: float,
+    window: int,
+    chunks: int,
+    group: tl.constexpr,
+    kv_heads: tl.constexpr,
+    head_dim: tl.constexpr,
+    block_size: tl.constexpr,
+    far: tl.constexpr,
+    capped: tl.constexpr,
+    windowed: tl.constexpr,
+    block_dim: tl.constexpr,
+    queries: tl.constexpr,
+    rows: tl.constexpr,
+    tile: tl.constexpr,
+) -> None:
+    """The query heads of one key head, for a block of a row's queries: query by query, the heads of each side by side."""
+    i_block, i_head = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads
+    if i_block >= tl.load(p_work + 1):
+        return
+    p_block = p_work + 2 + 8 * chunks + 2 * i_block
+    i_row, block = tl.load(p_block), tl.load(p_block + 1)
+    i_token = tl.load(p_starts + i_row)
+    count = tl.load(p_starts + i_row + 1) - i_token
+    context = tl.load(p_contexts + i_row)
+    o_query = block * queries + tl.arange(0, rows) // group
+    o_dim = tl.arange(0, block_dim)[None, :]
+    m_out = ((tl.arange(0, rows) < queries * group) & (o_query < count))[:, None] & (o_dim < head_dim)
+    o_token = (i_token + o_query).to(tl.int64)[:, None]
+    o_head = (i_head * group + tl.arange(0, rows) % group)[:, None] * head_dim + o_dim
+    q = tl.load(p_q + o_token * q_stride + o_head, mask=m_out, other=0.0)
+    p_table = p_tables + i_row.to(tl.int64) * table_stride
+    position = context - count + o_query
+    lowest = context - count + block * queries  # position of the block's first query, and of its last
+    highest = tl.minimum(lowest + queries, context) - 1
+    out = tl.zeros([rows, block_dim], tl.float32)
+    best = tl.full([rows], float("-inf"), tl.float32)
+    total = tl.zeros([rows], tl.float32)
+    # tiles [begin, seen) are hidden from some queries by the window, [seen, full) from none, [full, highest] from some by their order
+    unseen = tl.maximum(lowest + 1 - window, 0) if windowed else 0  # positions before this one
+    begin = unseen // tile * tile
+    full = (lowest + 1) // tile * tile
+    seen = begin
+    if windowed:
+        full = tl.maximum(full, begin)
+        seen = tl.minimum(tl.cdiv(tl.maximum(highest + 1 - window, 0), tile) * tile, full)
+        out, best, total = _over_keys(
+            out, best, total, q, p_keys, p_values, p_table, begin, seen, unseen, position, i_head, scale, cap, window,
+            True, windowed, capped, kv_heads, head_dim, block_size, far, block_dim, tile,
+        )  # fmt: skip
+    out, best, total = _over_keys(
+        out, best, total, q, p_keys, p_values, p_table, seen, full, unseen, position, i_head, scale, cap, window,
+        False, windowed, capped, kv_heads, head_dim, block_size, far, block_dim, tile,
+    )  # fmt: skip
+    out, best, total = _over_keys(
+        out, best, total, q, p_keys, p_values, p_table, full, highest + 1, unseen, position, i_head, scale, cap, window,
+        True, windowed, capped, kv_heads, head_dim, block_size, far, block_dim, tile,
+    )  # fmt: skip
+    tl.store(p_out + o_token * (kv_heads * group * head_dim) + o_head, out / total[:, None], mask=m_out)
+
+
+@jit()
+def _over_keys(
+    out: tl.tensor,
+    best: tl.tensor,
+    total: tl.tensor,
+    q: tl.tensor,
+    p_keys: tl.tensor,
+    p_values: tl.tensor,
+    p_table: tl.tensor,
+    begin: tl.tensor,
+    end: tl.tensor,
+    unseen: tl.tensor,
+    position: tl.tensor,
+    i_head: tl.tensor,
+    scale: float,
+    cap: float,
+    window: int,
+    masked: tl.constexpr,
+    windowed: tl.constexpr,
+    capped: tl.constexpr,
+    kv_heads: tl.constexpr,
+    head_dim: tl.constexpr,
+    block_size: tl.constexpr,
+    far: tl.constexpr,
+    block_dim: tl.constexpr,
+    tile: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Online softmax over keys [begin, end); scores are scaled as they are raised to a power, where nothing caps them."""
+    o_dim = tl.arange(0, block_dim)[None, :]
+    for start in range(begin, end, tile):
+        o_key = start + tl.arange(0, tile)
+        m_key = o_key < end
+        if masked and windowed:
+            m_key &= o_key >= unseen
+        o_kv = _places(p_table, o_key, m_key, i_head, kv_heads, head_dim, block_size, far, masked)[:, None] + o_dim
+        if masked:
+            m_kv = m_key[:, None] & (o_dim < head_dim)
+            k = tl.load(p_keys + o_kv, mask=m_kv, other=0.0)
+            v = tl.load(p_values + o_kv, mask=m_kv, other=0.0)
+        elif head_dim < block_dim:
+            k = tl.load(p_keys + o_kv, mask=o_dim < head_dim, other=0.0)
+            v = tl.load(p_values + o_kv, mask=o_dim < head_dim, other=0.0)
+        else:
+            k = tl.load(p_keys + o_kv)
+            v = tl.load(p_values + o_kv)
+        scores = _scores(q, k, scale, cap, capped)
+        if masked:
+            m = o_key[None, :] <= position[:, None]
+            if windowed:
+                m &= o_key[None, :] > position[:, None] - window
+            scores = tl.where(m, scores, float("-inf"))
+        unit = 1.0 if capped else scale  # multiplied and subtracted in one instruction
+        higher = tl.maximum(best, tl.max(scores, axis=1) * unit)
+        against = tl.where(higher == float("-inf"), 0.0, higher) if windowed else higher  # a query may see none of a tile
+        weights = tl.exp2(scores * unit - against[:, None])
+        fade = tl.exp2(best - against)
+        total = total * fade + tl.sum(weights, axis=1)
+        out = tl.dot(weights.to(v.dtype), v, out * fade[:, None], input_precision="ieee")
+        best = higher
+    return out, best, total
+
+
+@jit()
+def _places(
+    p_table: tl.tensor,
+    o_key: tl.tensor,
+    m_key: tl.tensor,
+    i_head: tl.tensor,
+    kv_heads: tl.constexpr,
+    head_dim: tl.constexpr,
+    block_size: tl.constexpr,
+    far: tl.constexpr,
+    masked: tl.constexpr = True,
+) -> tl.tensor:
+    """Where in the cache the keys at these positions begin; far: an offset may need more than 32 bits."""
+    block = tl.load(p_table + o_key // block_size, mask=m_key, other=0) if masked else tl.load(p_table + o_key // block_size)
+    if far:
+        block = block.to(tl.int64)
+    return ((block * block_size + o_key % block_size) * kv_heads + i_head) * head_dim
+
+
+@jit()
+def _scores(q: tl.tensor, k: tl.tensor, scale: float, cap: float, capped: tl.constexpr) -> tl.tensor:
+    """In units of log 2 where they are capped, else still to be scaled. tanh(s) = 2 * sigmoid(2 * s) - 1."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    return cap * (2 * tl.sigmoid(2 * scale * scores) - 1) if capped else scores
 
 
 def example_inputs(

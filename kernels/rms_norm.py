@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
+
+from nbengine.kernels._triton import jit, next_power_of_2
+
+if TYPE_CHECKING:
+    import triton.language as tl  # noqa: TC004 - `jit` brings it
 
 
 def rms_norm_reference(
@@ -25,6 +30,48 @@ def rms_norm_reference(
     if not offset:
         return F.rms_norm(x, weight.shape, weight, eps)
     return F.rms_norm(x.float(), weight.shape, weight.float() + offset, eps).to(x.dtype)  # 1 + w must not be rounded
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0, residual: torch.Tensor | None = None) -> torch.Tensor:
+    """As rms_norm_reference, each row read once and kept in registers by a program of its own."""
+    rows, width = x.shape
+    assert x.stride(1) == weight.stride(0) == 1
+    assert residual is None or (residual.shape == x.shape and residual.stride(1) == 1)
+    out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
+    if rows:
+        block = next_power_of_2(width)
+        strides = x.stride(0), 0 if residual is None else residual.stride(0)
+        rms_norm_kernel[(rows,)](
+            x, residual, weight, out, *strides, width, eps, offset, block=block, num_warps=min(max(block // 512, 1), 16)
+        )
+    return out
+
+
+@jit(do_not_specialize=("eps", "offset"))
+def rms_norm_kernel(
+    p_x: tl.tensor,
+    p_residual: tl.tensor | None,
+    p_weight: tl.tensor,
+    p_out: tl.tensor,
+    x_stride: int,
+    residual_stride: int,
+    width: int,
+    eps: float,
+    offset: float,
+    block: tl.constexpr,
+) -> None:
+    i_row = tl.program_id(0).to(tl.int64)
+    o = tl.arange(0, block)
+    m = o < width
+    x = tl.load(p_x + i_row * x_stride + o, mask=m, other=0.0)
+    if p_residual is not None:
+        p_sum = p_residual + i_row * residual_stride + o
+        x = (x.to(tl.float32) + tl.load(p_sum, mask=m, other=0.0).to(tl.float32)).to(x.dtype)  # what is normed is the sum as stored
+        tl.store(p_sum, x, mask=m)
+    wide = x.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide) / width + eps)
+    weight = tl.load(p_weight + o, mask=m, other=0.0).to(tl.float32) + offset
+    tl.store(p_out + i_row * width + o, wide * scale * weight, mask=m)
 
 
 def example_inputs(

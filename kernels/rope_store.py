@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
+from nbengine.kernels._triton import jit, next_power_of_2
 from nbengine.step_inputs import LayerCache, StepInputs
+
+if TYPE_CHECKING:
+    import triton.language as tl  # noqa: TC004 - `jit` brings it
 
 
 def rope_store_reference(
@@ -53,6 +57,97 @@ def _norm_heads(x: torch.Tensor, kv_heads: int, q_norm: torch.Tensor, k_norm: to
     for part, weight in ((queries, q_norm), (keys, k_norm)):
         part.mul_(weight if not offset else weight.float() + offset)
     return normed.to(x.dtype)
+
+
+_TILE = 2048  # most numbers of a token that a program takes
+
+
+def rope_store(
+    qkv: torch.Tensor,
+    cache: LayerCache,
+    inputs: StepInputs,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    q_norm: torch.Tensor | None = None,
+    k_norm: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    offset: float = 0.0,
+) -> torch.Tensor:
+    """As rope_store_reference in one pass: each program takes some heads of a token all the way. A slot below 0 is not written."""
+    tokens, (_, _, kv_heads, head_dim) = qkv.shape[0], cache.keys.shape
+    heads = qkv.shape[1] // head_dim - 2 * kv_heads
+    assert qkv.stride(1) == 1
+    assert cache.keys.is_contiguous() and cache.values.is_contiguous() and cos.is_contiguous() and sin.is_contiguous()  # noqa: PT018
+    assert cos.dtype is sin.dtype is torch.float32
+    queries = torch.empty((tokens, heads, head_dim), dtype=qkv.dtype, device=qkv.device)
+    if tokens:
+        block_dim = next_power_of_2(head_dim)
+        block_heads = min(next_power_of_2(heads + 2 * kv_heads), max(_TILE // block_dim, 1))
+        normed = q_norm is not None and k_norm is not None
+        rope_store_kernel[(tokens, -(-(heads + 2 * kv_heads) // block_heads))](
+            qkv, queries, cache.keys, cache.values, inputs.slots, cos, sin, q_norm if normed else None, k_norm if normed else None,
+            qkv.stride(0), eps, offset, heads=heads, kv_heads=kv_heads, head_dim=head_dim, rotary_dim=cos.shape[-1],
+            block_heads=block_heads, block_dim=block_dim,
+        )  # fmt: skip
+    return queries
+
+
+@jit(do_not_specialize=("eps", "offset"))
+def rope_store_kernel(
+    p_qkv: tl.tensor,
+    p_queries: tl.tensor,
+    p_keys: tl.tensor,
+    p_values: tl.tensor,
+    p_slots: tl.tensor,
+    p_cos: tl.tensor,
+    p_sin: tl.tensor,
+    p_q_norm: tl.tensor | None,
+    p_k_norm: tl.tensor | None,
+    qkv_stride: int,
+    eps: float,
+    offset: float,
+    heads: tl.constexpr,
+    kv_heads: tl.constexpr,
+    head_dim: tl.constexpr,
+    rotary_dim: tl.constexpr,
+    block_heads: tl.constexpr,
+    block_dim: tl.constexpr,
+) -> None:
+    i_token = tl.program_id(0).to(tl.int64)
+    o_head = tl.program_id(1) * block_heads + tl.arange(0, block_heads)[:, None]
+    o_dim = tl.arange(0, block_dim)[None, :]
+    o_other = tl.where(o_dim < rotary_dim, (o_dim + rotary_dim // 2) % rotary_dim, o_dim)  # where the number to exchange with stands
+    m_dim = o_dim < head_dim
+    m = (o_head < heads + 2 * kv_heads) & m_dim
+    p_row = p_qkv + i_token * qkv_stride + o_head * head_dim
+    stored = tl.load(p_row + o_dim, mask=m, other=0.0)
+    x = stored.to(tl.float32)
+    other = tl.load(p_row + o_other, mask=m, other=0.0).to(tl.float32)
+    if p_q_norm is not None:
+        scale = tl.rsqrt(tl.sum(x * x, axis=1) / head_dim + eps)[:, None]
+        # norms are rounded as they would be in memory
+        x = (x * scale * _norm_weight(p_q_norm, p_k_norm, o_head < heads, o_dim, m_dim, offset)).to(stored.dtype).to(tl.float32)
+        other = (other * scale * _norm_weight(p_q_norm, p_k_norm, o_head < heads, o_other, m_dim, offset)).to(stored.dtype).to(tl.float32)
+    m_turn = o_dim < rotary_dim
+    cos = tl.load(p_cos + i_token * rotary_dim + o_dim, mask=m_turn, other=1.0)
+    sin = tl.load(p_sin + i_token * rotary_dim + o_dim, mask=m_turn, other=0.0)
+    turned = (x * cos + other * sin).to(stored.dtype)
+    tl.store(p_queries + (i_token * heads + o_head) * head_dim + o_dim, turned, mask=m & (o_head < heads))
+    slot = tl.load(p_slots + i_token)
+    o_kv = slot * kv_heads * head_dim + o_dim
+    m &= slot >= 0
+    o_key, o_value = o_head - heads, o_head - heads - kv_heads
+    tl.store(p_keys + o_kv + o_key * head_dim, turned, mask=m & (o_key >= 0) & (o_value < 0))
+    tl.store(p_values + o_kv + o_value * head_dim, stored, mask=m & (o_value >= 0))
+
+
+@jit()
+def _norm_weight(
+    p_q_norm: tl.tensor, p_k_norm: tl.tensor, is_query: tl.tensor, o_dim: tl.tensor, m_dim: tl.tensor, offset: float
+) -> tl.tensor:
+    q = tl.load(p_q_norm + o_dim, mask=m_dim, other=0.0).to(tl.float32)
+    k = tl.load(p_k_norm + o_dim, mask=m_dim, other=0.0).to(tl.float32)
+    return tl.where(is_query, q, k) + offset
 
 
 def example_inputs(

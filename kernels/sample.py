@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from nbengine.kernels._triton import jit, next_power_of_2
+
+if TYPE_CHECKING:
+    import triton.language as tl  # noqa: TC004 - `jit` brings it
 
 GREEDY_BELOW = 1e-5  # a temperature under this takes the most likely token
 _CANDIDATES = 128  # best tokens looked at first; a row that keeps more than these takes the wide way
@@ -183,6 +188,374 @@ def _in_order(values: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, to
     ids, order = ids.sort(-1, descending=True)
     values, order = torch.sort(values.gather(1, order), dim=-1, descending=True, stable=True)
     return values, ids.gather(1, order)
+
+
+# ── the kernels ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_GROUP = 128  # logits of a row that are passed over together if their largest is too small
+_GROUPS = 32  # groups that are looked at together
+
+
+def sample(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+) -> torch.Tensor:
+    """As sample_reference, without a sort and without the host's knowing anything of the rows' parameters.
+
+    A first kernel draws from every row as if nothing were cut, and notes of each 128 logits the largest. A second has a program
+    for each row. If the row is cut and the draw is not among the tokens kept, it draws again among those in front of it: what is
+    drawn among more and lies among fewer has the distribution that these have by themselves. Logits whose group's largest is too
+    small are never read again.
+    """
+    rows, vocab = logits.shape
+    assert logits.dtype is torch.float32
+    assert logits.stride(1) == 1
+    drawn = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    if rows:
+        groups, parts = -(-vocab // _GROUP), -(-vocab // (_GROUP * _GROUPS))
+        largest = torch.empty((rows, groups), dtype=torch.float32, device=logits.device)
+        listed = torch.empty((rows, groups), dtype=torch.int32, device=logits.device)
+        notes = torch.empty((3, rows, parts), dtype=torch.float32, device=logits.device)  # largest, weight, best with its noise
+        ids = torch.empty((rows, parts), dtype=torch.int32, device=logits.device)  # of that best
+        draw_kernel[(rows, parts)](
+            logits, temperature, seeds, positions, largest, notes, ids, logits.stride(0), vocab, groups,
+            greedy_below=GREEDY_BELOW, group=_GROUP, tile=_GROUPS, num_warps=8,
+        )  # fmt: skip
+        sample_kernel[(rows,)](
+            logits, temperature, top_k, top_p, min_p, seeds, positions, largest, listed, notes, ids, drawn, logits.stride(0), vocab, groups,
+            parts, greedy_below=GREEDY_BELOW, group=_GROUP, tile=_GROUPS, block=next_power_of_2(groups), parts_block=next_power_of_2(parts),
+            num_warps=16,
+        )  # fmt: skip
+    return drawn
+
+
+@jit(do_not_specialize=("groups",))
+def draw_kernel(
+    p_logits: tl.tensor,
+    p_temperature: tl.tensor,
+    p_seeds: tl.tensor,
+    p_positions: tl.tensor,
+    p_largest: tl.tensor,
+    p_notes: tl.tensor,
+    p_ids: tl.tensor,
+    stride: int,
+    vocab: int,
+    groups: int,
+    greedy_below: tl.constexpr,
+    group: tl.constexpr,
+    tile: tl.constexpr,
+) -> None:
+    i_row, i_part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    o_group = i_part * tile + tl.arange(0, tile)
+    o = o_group[:, None] * group + tl.arange(0, group)[None, :]
+    x = tl.load(p_logits + i_row * stride + o, mask=o < vocab, other=float("-inf"))
+    broken = tl.max((~(x < float("inf"))).to(tl.int32)) > 0  # NaN too
+    temperature = tl.load(p_temperature + i_row).to(tl.float32)
+    noisy = temperature >= greedy_below
+    if noisy & (temperature != 1):
+        x = tl.div_rn(x, tl.zeros_like(x) + temperature)
+    of_groups = tl.max(x, axis=1)
+    tl.store(p_largest + i_row * groups + o_group, of_groups, mask=o_group < groups)
+    largest = tl.max(of_groups)
+    weights = tl.exp(x - tl.where(largest == float("-inf"), 0.0, largest))
+    if noisy:
+        key, mix = _key(p_seeds, p_positions, i_row)
+        found = _luck(weights, o, key, mix)
+    else:
+        found = x
+    best = tl.max(found)
+    place = tl.min(tl.where(found == best, o, 0x7FFFFFFF))
+    if noisy:
+        best = largest + tl.log(best)
+    p_note = p_notes + i_row * tl.num_programs(1) + i_part
+    size = tl.num_programs(0).to(tl.int64) * tl.num_programs(1)
+    tl.store(p_note, tl.where(broken, float("inf"), largest))
+    tl.store(p_note + size, tl.sum(weights))
+    tl.store(p_note + size * 2, best)
+    tl.store(p_ids + i_row * tl.num_programs(1) + i_part, place)
+
+
+@jit(do_not_specialize=("groups", "parts"))
+def sample_kernel(
+    p_logits: tl.tensor,
+    p_temperature: tl.tensor,
+    p_top_k: tl.tensor,
+    p_top_p: tl.tensor,
+    p_min_p: tl.tensor,
+    p_seeds: tl.tensor,
+    p_positions: tl.tensor,
+    p_largest: tl.tensor,
+    p_listed: tl.tensor,
+    p_notes: tl.tensor,
+    p_ids: tl.tensor,
+    p_drawn: tl.tensor,
+    stride: int,
+    vocab: int,
+    groups: int,
+    parts: int,
+    greedy_below: tl.constexpr,
+    group: tl.constexpr,
+    tile: tl.constexpr,
+    block: tl.constexpr,
+    parts_block: tl.constexpr,
+) -> None:
+    i_row = tl.program_id(0).to(tl.int64)
+    o = tl.arange(0, parts_block)
+    size = tl.num_programs(0).to(tl.int64) * parts
+    largest = tl.load(p_notes + i_row * parts + o, mask=o < parts, other=float("-inf"))
+    noisy = tl.load(p_notes + size * 2 + i_row * parts + o, mask=o < parts, other=float("-inf"))
+    place = tl.argmax(noisy, axis=0)
+    token = tl.load(p_ids + i_row * parts + place)
+    top = tl.max(largest, axis=0)
+    if (top == float("inf")) | (top == float("-inf")):
+        tl.store(p_drawn + i_row, tl.full([], -1, tl.int64))
+        return
+    temperature = tl.load(p_temperature + i_row).to(tl.float32)
+    top_k = tl.load(p_top_k + i_row)
+    top_p = tl.load(p_top_p + i_row).to(tl.float64)
+    min_p = tl.load(p_min_p + i_row).to(tl.float64)
+    counted = (top_k > 0) & (top_k < vocab)
+    if (temperature < greedy_below) | ((top_p >= 1) & (min_p <= 0) & (counted == 0)):
+        tl.store(p_drawn + i_row, token.to(tl.int64))
+        return
+    p_row = p_logits + i_row * stride
+    p_largest += i_row * groups
+    p_listed += i_row * groups
+    least = min_p.to(tl.float32)  # the smallest weight kept: min_p rounded up
+    least = tl.where(least.to(tl.float64) < min_p, (least.to(tl.int32, bitcast=True) + 1).to(tl.float32, bitcast=True), least)
+    floor = tl.full([], -3.4028234663852886e38, tl.float32)  # no logit kept is smaller
+    if min_p > 0:
+        floor = top + tl.log(least) - 0.001  # groups to pass over; which tokens are kept, their weights say
+    if counted:
+        k = top_k.to(tl.int32)
+        low = _kth(p_largest, p_listed, groups, k, 2 * k + 8, floor, top, temperature, vocab, False, group, tile, block)  # of the groups
+        count = _list(p_largest, p_listed, low, groups, block)
+        floor = tl.maximum(floor, _kth(p_row, p_listed, count, k, k, low, top, temperature, vocab, True, group, tile, block))
+    key, mix = _key(p_seeds, p_positions, i_row)
+    value = tl.full([], float("-inf"), tl.float32)  # of the token drawn; -inf: none yet, and all tokens kept are in front of it
+    limit = tl.full([], float("inf"), tl.float64)  # mass in front of a token at which it is out
+    count = _list(p_largest, p_listed, floor, groups, block)
+    if (min_p <= 0) & (counted == 0):  # the first draw was from the right tokens
+        weights = tl.load(p_notes + size + i_row * parts + o, mask=o < parts, other=0.0)
+        limit = top_p * tl.sum(weights.to(tl.float64) * tl.exp(largest - top).to(tl.float64))
+        value = tl.div_rn(tl.load(p_row + token), temperature)
+    elif top_p < 1:
+        limit = top_p * _mass_in_front(p_row, p_listed, count, value, token, floor, least, top, temperature, vocab, group, tile)
+    searching = True
+    while searching:
+        outside = value == float("-inf")
+        if (top_p < 1) & (outside == 0):
+            count = _list(p_largest, p_listed, tl.maximum(value, floor), groups, block)
+            outside = _mass_in_front(p_row, p_listed, count, value, token, floor, least, top, temperature, vocab, group, tile) >= limit
+        if outside:
+            token = _drawn_in_front(p_row, p_listed, count, value, token, floor, least, top, temperature, key, mix, vocab, group, tile)
+            value = tl.div_rn(tl.load(p_row + token), temperature)
+        searching = outside & (top_p < 1)
+    tl.store(p_drawn + i_row, token.to(tl.int64))
+
+
+@jit()
+def _list(p_largest: tl.tensor, p_listed: tl.tensor, low: tl.tensor, groups: int, block: tl.constexpr) -> tl.tensor:
+    """Write down the groups that have a logit as large as low; how many there are."""
+    o = tl.arange(0, block)
+    m = tl.load(p_largest + o, mask=o < groups, other=float("-inf")) >= low
+    place = tl.cumsum(m.to(tl.int32), axis=0)
+    tl.debug_barrier()  # the list before may still be read
+    tl.store(p_listed + place - 1, o, mask=m)
+    tl.debug_barrier()
+    return tl.max(place, axis=0)
+
+
+@jit()
+def _mass_in_front(
+    p_row: tl.tensor,
+    p_listed: tl.tensor,
+    count: tl.tensor,
+    value: tl.tensor,
+    token: tl.tensor,
+    floor: tl.tensor,
+    least: tl.tensor,
+    top: tl.tensor,
+    temperature: tl.tensor,
+    vocab: int,
+    group: tl.constexpr,
+    tile: tl.constexpr,
+) -> tl.tensor:
+    """What the tokens kept in front of one weigh, as multiples of the best token's weight."""
+    mass = tl.zeros([tile, group], tl.float32)
+    for start in range(0, count, tile):
+        weights, _ = _in_front(p_row, p_listed, start, count, value, token, floor, least, top, temperature, vocab, group, tile)
+        mass += weights
+    return tl.sum(mass.to(tl.float64))
+
+
+@jit()
+def _drawn_in_front(
+    p_row: tl.tensor,
+    p_listed: tl.tensor,
+    count: tl.tensor,
+    value: tl.tensor,
+    token: tl.tensor,
+    floor: tl.tensor,
+    least: tl.tensor,
+    top: tl.tensor,
+    temperature: tl.tensor,
+    key: tl.tensor,
+    mix: tl.tensor,
+    vocab: int,
+    group: tl.constexpr,
+    tile: tl.constexpr,
+) -> tl.tensor:
+    """A token drawn among those kept in front of one."""
+    best = tl.zeros([tile, group], tl.float32)
+    best_id = tl.zeros([tile, group], tl.int32)
+    for start in range(0, count, tile):
+        weights, o_id = _in_front(p_row, p_listed, start, count, value, token, floor, least, top, temperature, vocab, group, tile)
+        luck = _luck(weights, o_id, key, mix)
+        best_id = tl.where(luck > best, o_id, best_id)
+        best = tl.maximum(luck, best)
+    return tl.min(tl.where(best == tl.max(best), best_id, 0x7FFFFFFF))
+
+
+@jit()
+def _in_front(
+    p_row: tl.tensor,
+    p_listed: tl.tensor,
+    start: tl.tensor,
+    count: tl.tensor,
+    value: tl.tensor,
+    token: tl.tensor,
+    floor: tl.tensor,
+    least: tl.tensor,
+    top: tl.tensor,
+    temperature: tl.tensor,
+    vocab: int,
+    group: tl.constexpr,
+    tile: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Weights and ids of some listed groups' tokens; 0 for those that are not kept, or not in front of the token."""
+    x, o_id = _scaled(p_row, p_listed, start, count, temperature, vocab, group, tile)
+    weights = tl.exp(x - top)
+    front = ((x > value) | ((x == value) & (o_id > token))) & (x >= floor) & (weights >= least)
+    return tl.where(front, weights, 0.0), o_id
+
+
+@jit()
+def _scaled(
+    p_row: tl.tensor,
+    p_listed: tl.tensor,
+    start: tl.tensor,
+    count: tl.tensor,
+    temperature: tl.tensor,
+    vocab: int,
+    group: tl.constexpr,
+    tile: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Logits over temperature, and ids, of some listed groups."""
+    o = start + tl.arange(0, tile)
+    o_id = tl.load(p_listed + o, mask=o < count, other=0)[:, None] * group + tl.arange(0, group)[None, :]
+    x = tl.load(p_row + o_id, mask=(o < count)[:, None] & (o_id < vocab), other=float("-inf"))
+    return tl.div_rn(x, tl.zeros_like(x) + temperature), o_id
+
+
+@jit()
+def _kth(
+    p_values: tl.tensor,
+    p_listed: tl.tensor,
+    count: tl.tensor,
+    k: tl.tensor,
+    most: tl.tensor,
+    floor: tl.tensor,
+    top: tl.tensor,
+    temperature: tl.tensor,
+    vocab: int,
+    listed: tl.constexpr,
+    group: tl.constexpr,
+    tile: tl.constexpr,
+    block: tl.constexpr,
+) -> tl.tensor:
+    """A value that at least k and at most `most` others reach, if there is one, else the k-th largest or, with too few, the floor.
+
+    Of the logits in listed groups, or of all groups' largest. Two bounds close in, eight counts at a time; floats are in the
+    order of their keys.
+    """
+    low_key, high_key = _order(floor).to(tl.int64), _order(top).to(tl.int64) + 1
+    kept = tl.full([], 0x7FFFFFFF, tl.int32)  # values at least as large as low, once they are counted
+    o_pivot = tl.arange(0, 8)
+    while (kept > most) & (high_key - low_key > 1):
+        low, high = _value(low_key), _value(high_key)
+        # half of the pivots divide the values evenly, which is quick; the others the keys, which ends
+        by_value = _order(high - tl.minimum(high - low, 32.0) * ((o_pivot + 1) / 5.0)).to(tl.int64)
+        by_key = low_key + (high_key - low_key) * (o_pivot - 3) // 5
+        pivot_keys = tl.where(o_pivot < 4, by_value, by_key)
+        pivot_keys = tl.minimum(tl.maximum(pivot_keys, low_key + 1), high_key - 1)
+        pivots = _value(pivot_keys)
+        if listed:
+            counts = tl.zeros([8], tl.int32)
+            for start in range(0, count, tile // 4):
+                x, _ = _scaled(p_values, p_listed, start, count, temperature, vocab, group, tile // 4)
+                x = tl.reshape(x, [1, tile // 4 * group])
+                counts += tl.sum((x >= pivots[:, None]).to(tl.int32), axis=1)
+        else:
+            o = tl.arange(0, block)
+            x = tl.load(p_values + o, mask=o < count, other=float("-inf"))
+            counts = tl.sum((x[None, :] >= pivots[:, None]).to(tl.int32), axis=1)
+        enough = counts >= k
+        kept = tl.minimum(kept, tl.min(tl.where(enough, counts, 0x7FFFFFFF)))
+        low_key = tl.maximum(low_key, tl.max(tl.where(enough, pivot_keys, low_key)))
+        high_key = tl.minimum(high_key, tl.min(tl.where(enough, high_key, pivot_keys)))
+    return _value(low_key)
+
+
+@jit()
+def _order(x: tl.tensor) -> tl.tensor:
+    """Keys that are in order as the floats are; a key is its own inverse but for the type."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@jit()
+def _value(key: tl.tensor) -> tl.tensor:
+    bits = key.to(tl.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@jit()
+def _key(p_seeds: tl.tensor, p_positions: tl.tensor, i_row: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """Of `gumbel_noise`: the low and the high half of a row's key."""
+    seed = tl.load(p_seeds + i_row).to(tl.int64).to(tl.uint64, bitcast=True)
+    position = tl.load(p_positions + i_row).to(tl.int64).to(tl.uint64, bitcast=True)
+    key = _mixed64(_mixed64(seed) + 0x9E3779B97F4A7C15 * (position + 1))
+    return key.to(tl.uint32), (key >> 32).to(tl.uint32)
+
+
+@jit()
+def _luck(weights: tl.tensor, o_id: tl.tensor, key: tl.tensor, mix: tl.tensor) -> tl.tensor:
+    """exp(logit + gumbel_noise), but for a factor: weight / -log1p(-v). The largest is the draw, and one logarithm is enough."""
+    h = _mixed32(_mixed32(o_id.to(tl.uint32) ^ key) + mix)
+    v = tl.minimum(((h >> 1).to(tl.float32) + 0.5) * 4.656612873077393e-10, 0.9999999403953552)
+    u = 1 - v
+    # log1p(-v) = log(u) * v / (1 - u), exact where v is small too
+    return weights * tl.where(u == 1, 1.0, 1 - u) / (v * tl.where(u == 1, 1.0, -tl.log(u)))
+
+
+@jit()
+def _mixed64(z: tl.tensor) -> tl.tensor:
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+    return z ^ (z >> 31)
+
+
+@jit()
+def _mixed32(h: tl.tensor) -> tl.tensor:
+    h = (h ^ (h >> 16)) * 0x85EBCA6B
+    h = (h ^ (h >> 13)) * 0xC2B2AE35
+    return h ^ (h >> 16)
 
 
 def example_inputs(

@@ -12,6 +12,7 @@ import torch
 
 from nbengine.checks import told
 from nbengine.errors import nearest
+from nbengine.kernels._triton import why_not
 from nbengine.step_inputs import LayerCache
 
 OP_NAMES = ("linear", "rms_norm", "gated", "rope_store", "paged_attention", "copy_blocks", "sample")
@@ -78,6 +79,8 @@ class Ops:
             shipped = _shipped(name)
             if op not in shipped:
                 raise ValueError(f"{name} has no implementation {op!r}; choose {' or '.join(map(repr, shipped))}, or pass a function")
+            if op == "triton" and (reason := why_not(self.device)):
+                raise ValueError(f"{name} stays as it is: {reason}")
             return op, shipped[op]
         if not callable(op):
             raise TypeError(f"the implementation of {name} must be a function, 'reference' or 'triton', not {type(op).__name__}")

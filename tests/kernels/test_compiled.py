@@ -1,0 +1,48 @@
+"""The kernels compiled for cards that are not there: they must fit in registers and shared memory, and use the matrix units."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+PROGRAM = Path(__file__).with_name("ahead_of_time.py")
+SHARED_MEMORY = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 90: 227 << 10}
+
+
+def compiled(tmp_path, *words):
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    env |= {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, PROGRAM, *words], capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(reports):
+    for report in reports:
+        assert report["shared"] <= SHARED_MEMORY[report["sm"]], report
+        assert report["local"] == 0, report
+        # attention keeps some registers in memory, most with a window and a cap: for a prompt on an H200 larger tiles are worth it
+        assert report["stack"] <= {"prefill_attention_kernel": 384, "decode_attention_kernel": 16}.get(report["kernel"], 0), report
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [("75", "float16"), ("80", "bfloat16"), ("90", "bfloat16")])
+def test_every_kernel_fits_the_card(tmp_path, capability, dtype):
+    reports = compiled(tmp_path, capability, dtype)
+    check(reports)
+    names = {report["kernel"] for report in reports}
+    assert len(names) == 11 - (capability == "75")  # a T4's matrix units are not used: its products are cuBLAS's
+    if capability == "90":
+        assert all(report["wgmma"] for report in reports if report["kernel"] == "prefill_attention_kernel")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["75", "80", "86", "90"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_every_head_size_fits_the_card(tmp_path, capability, dtype):
+    check(compiled(tmp_path, capability, dtype, "every"))

@@ -1,0 +1,189 @@
+"""The Triton kernels in Triton's interpreter, on small shapes, against float64 references. Its products know no bfloat16."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from kernel_cases import BOUNDS, MIXES, Random, attention, error, poisoned, relative_rms, rope_store, sampling, widened
+
+from nbengine import Engine, SamplingParams
+from nbengine.kernels.copy_blocks import copy_blocks
+from nbengine.kernels.paged_attention import paged_attention
+from nbengine.kernels.rope_store import rope_store as store_kernel
+from nbengine.kernels.sample import sample, sample_reference
+from nbengine.ops import OP_NAMES, Ops
+from nbengine.step_inputs import LayerCache
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of integers that wrap and of masked lanes
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype)[6:])
+def random(request):
+    return Random("cpu", request.param)
+
+
+@pytest.fixture(params=DTYPES[:2], ids=lambda dtype: str(dtype)[6:])
+def random_for_products(request):
+    return Random("cpu", request.param)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (2, 63), (5, 1000)])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_norms(random, rows, width, offset):
+    x, residual, weight = random(rows, width) * 3, random(rows, width), random(width)
+    assert error("rms_norm", (x, weight, 0.1, offset)) < BOUNDS[random.dtype]
+    assert error("rms_norm", (x, weight, 0.1, offset, residual)) < BOUNDS[random.dtype]
+
+
+def test_rows_that_are_part_of_a_wider_tensor(random):
+    wide = random(5, 200)
+    assert error("rms_norm", (wide[:, :100], random(100), 0.1, 0.0, wide[:, 100:])) < BOUNDS[random.dtype]
+    assert error("gated", (wide[:, :100], "silu")) < BOUNDS[random.dtype]
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 63), (2, 2100)])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+def test_gates(random, rows, width, activation):
+    assert error("gated", (random(rows, 2 * width) * 3, activation)) < BOUNDS[random.dtype]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "heads", "kv_heads", "head_dim", "rotary_dim"),
+    [(1, 14, 2, 64, 64), (5, 3, 3, 96, 48), (3, 8, 1, 256, 256), (2, 2, 1, 63, 62)],
+)
+@pytest.mark.parametrize("normed", [False, True])
+def test_rotations_and_what_they_store(random, tokens, heads, kv_heads, head_dim, rotary_dim, normed):
+    args = rope_store(tokens, heads, kv_heads, head_dim, rotary_dim, random, normed=normed, offset=1.0)
+    assert error("rope_store", args) < BOUNDS[random.dtype]
+
+
+def test_a_negative_slot_is_not_written(random):
+    args = rope_store(3, 2, 1, 64, 64, random, normed=False)
+    args[2].slots[1] = -1
+    store_kernel(*args)
+    assert int((~args[1].keys.isnan()).sum()) == int((~args[1].values.isnan()).sum()) == 2 * 64
+
+
+@pytest.mark.parametrize("copies", [0, 1, 9])
+def test_copies_of_blocks(random, copies):
+    caches = [LayerCache(random(20, 16, 2, 40), random(20, 16, 2, 40)) for _ in range(2)]
+    assert error("copy_blocks", (caches, random.order(20)[: 2 * copies].view(-1, 2).int())) == 0
+
+
+def test_every_source_is_read_before_a_target_is_written():
+    keys = torch.arange(4.0).view(4, 1, 1, 1)
+    cache = LayerCache(keys.clone(), -keys)
+    copy_blocks([cache], torch.tensor([[0, 1], [1, 2], [2, 3]], dtype=torch.int32))
+    assert cache.keys.flatten().tolist() == [0, 0, 1, 2]
+    assert cache.values.flatten().tolist() == [0, 0, -1, -2]
+
+
+@pytest.mark.parametrize("rows", MIXES.values(), ids=MIXES.keys())
+@pytest.mark.parametrize(("block_size", "window", "softcap"), [(16, None, None), (1, 24, None), (256, None, 3.0), (16, 7, 3.0)])
+def test_attention_over_every_mix(rows, block_size, window, softcap):
+    q, cache, inputs = attention(rows, 6, 2, 32, block_size, Random("cpu", torch.float32), window=window)
+    assert error("paged_attention", (q, cache, inputs, 0.2, window, softcap)) < BOUNDS[torch.float32]
+
+
+@pytest.mark.parametrize(("head_dim", "heads", "kv_heads"), [(1, 8, 1), (63, 3, 3), (80, 14, 2), (96, 4, 4), (128, 8, 2), (256, 4, 1)])
+def test_attention_for_every_head_size(random_for_products, head_dim, heads, kv_heads):
+    q, cache, inputs = attention([(1, 150), (40, 40), (9, 100)], heads, kv_heads, head_dim, 16, random_for_products)
+    assert error("paged_attention", (q, cache, inputs, head_dim**-0.5)) < BOUNDS[random_for_products.dtype]
+
+
+def test_windows_of_two_layers_share_a_step():
+    random = Random("cpu", torch.float32)
+    q, cache, inputs = attention([(1, 63), (9, 40)], 6, 2, 32, 16, random)
+    for window in (None, 9, 30, 9):
+        expected = widened(inputs)
+        assert error("paged_attention", (q, cache, expected, 0.2, window)) < BOUNDS[torch.float32]
+        assert relative_rms(paged_attention(q, cache, inputs, 0.2, window), paged_attention(q, cache, expected, 0.2, window)) == 0
+
+
+@pytest.mark.parametrize("rows", [[(1, 150)], [(1, 100), (1, 90)], [(17, 80)]])
+def test_a_wrong_page_or_a_dropped_tail_of_the_context_would_be_seen(rows):
+    q, cache, inputs = attention(rows, 2, 1, 32, 16, Random("cpu", torch.float32))
+    with poisoned():
+        expected = paged_attention(q, cache, inputs, 0.02)
+    doubled, tail, short = widened(inputs), widened(inputs), widened(inputs)
+    doubled.block_tables[:, 0] = doubled.block_tables[:, 1]
+    last = (rows[0][1] - 1) // 16
+    tail.block_tables[0, [0, last]] = tail.block_tables[0, [last, 0]]
+    short.context_lens -= 1
+    for broken in (doubled, tail, short):
+        broken.scratch.clear()
+        got = paged_attention(q, cache, broken, 0.02)
+        assert not relative_rms(got[: rows[0][0]], expected[: rows[0][0]]) < 1e-3
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 16, 17])
+@pytest.mark.parametrize(("width", "outs", "biased"), [(1, 1, False), (63, 33, True), (600, 70, False)])
+def test_products(random_for_products, rows, width, outs, biased):
+    args = (random_for_products(rows, width), random_for_products(outs, width), random_for_products(outs) if biased else None)
+    assert error("linear", args) < BOUNDS[random_for_products.dtype]
+
+
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 1), (7, 63), (8, 5000)])
+@pytest.mark.parametrize(("spread", "rounded"), [(0.1, False), (4.0, False), (2.0, True)])
+def test_draws_are_the_references(rows, vocab, spread, rounded):
+    args = sampling(rows, vocab, Random("cpu", torch.float32, seed=rows), spread=spread, rounded=rounded)
+    with poisoned():
+        assert torch.equal(sample(*args), sample_reference(*args))
+
+
+def test_draws_from_broken_and_forbidden_rows():
+    args = list(sampling(6, 5000, Random("cpu", torch.float32)))
+    args[0][0, 17] = float("nan")
+    args[0][1, 4999] = float("inf")
+    args[0][2] = float("-inf")
+    args[0][3, :4998] = float("-inf")
+    args[0][4, 1:] = float("-inf")
+    args[2][3] = 50
+    assert torch.equal(sample(*args), sample_reference(*args))
+    assert sample(*args)[:3].tolist() == [-1] * 3
+
+
+def test_the_kernels_can_be_chosen_op_by_op():
+    ops = Ops.default("cpu")
+    ops.use_all(dict.fromkeys(OP_NAMES, "triton"))
+    assert set(ops.in_use().values()) == {"triton"}
+
+
+def test_an_engine_runs_on_them_and_draws_the_same_tokens():
+    params = SamplingParams(max_tokens=3, seed=3, top_p=0.9, top_k=20)
+    found = []
+    for name in ("reference", "triton"):
+        with Engine("tales", dtype="float32", max_model_len=64, ops=dict.fromkeys(OP_NAMES, name)) as engine:
+            found.append([output.outputs[0].token_ids for output in engine.generate(["Once upon a time", "The king"], params)])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("op", ["linear", "paged_attention"])
+def test_products_of_bfloat16_are_refused_rather_than_wrong(op):
+    random = Random("cpu", torch.bfloat16)
+    args = (random(5, 64), random(8, 64)) if op == "linear" else (*attention([(5, 5)], 2, 1, 32, 16, random), 0.2)
+    with pytest.raises(TypeError, match="dtype='float32'"):
+        error(op, args)
+
+
+def test_without_a_gpu_nor_the_interpreter_the_kernels_are_refused_and_triton_is_not_imported():
+    code = """
+import sys
+from nbengine.ops import OP_NAMES, Ops
+ops = Ops.default("cpu")
+try:
+    ops.use("gated", "triton")
+except ValueError as e:
+    assert "TRITON_INTERPRET=1" in str(e), e
+else:
+    raise AssertionError
+assert ops.in_use() == dict.fromkeys(OP_NAMES, "reference")
+assert "triton" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={"CUDA_VISIBLE_DEVICES": "", "PATH": ""})
