@@ -113,6 +113,8 @@ class LocalRunner:
     def use(self, ops: dict[str, str | Callable[..., Any]]) -> None:
         """Exchange ops; each new one is checked against its reference first, and all are refused if one fails."""
         self.loaded.ops.use_all(ops)
+        if self.loaded.spec is not None and self.model is not None:
+            self.model.lay_out()
         self.sampler.op = self.loaded.ops.sample
 
     def sleep(self, level: int) -> None:

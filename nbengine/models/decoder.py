@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from nbengine.errors import CheckpointError, nearest
+from nbengine.kernels.linear import laid_out
 from nbengine.models.rope import Rope
 
 if TYPE_CHECKING:
@@ -37,8 +38,16 @@ class Decoder:
         embed = weights["embed"]
         self.ropes = [Rope(rope, max_model_len, embed.device) for rope in spec.ropes]
         self._embed_scale = float(torch.tensor(spec.embed_scale, dtype=embed.dtype))  # rounded as transformers rounds it
+        self.lay_out()
         # the norm after a layer's MLP is the next layer's first, so that it can add the residual
         self._next_norms = [f"layers.{index}.input_norm" for index in range(1, len(spec.layers))] + ["norm"]
+
+    def lay_out(self, *, plain: bool = False) -> None:
+        """Keep the weights that only products read as the op in use reads them fastest; any op but the reference gets plain ones."""
+        plain = plain or self.ops.in_use()["linear"] != "reference"
+        for name, weight in self.weights.items():
+            if name != "embed" and weight.dim() == 2:
+                self.weights[name] = weight if plain != weight.is_mkldnn else weight.to_dense() if plain else laid_out(weight)
 
     def forward(self, inputs: StepInputs, caches: list[LayerCache]) -> Tensor:
         """The last hidden states [tokens, hidden], after the final norm; keys and values are stored on the way."""
@@ -85,6 +94,13 @@ class Decoder:
     @torch.no_grad()
     def update_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Copy new values into some weights, named as in the checkpoint or as in the spec. All names and shapes are checked first."""
+        self.lay_out(plain=True)
+        try:
+            self._update(weights)
+        finally:
+            self.lay_out()
+
+    def _update(self, weights: Mapping[str, Tensor]) -> None:
         places = dict(self._places())
         for name, value in weights.items():
             if name not in places:
