@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from nbengine.engine import Engine
     from nbengine.llm import LLM
     from nbengine.nested_loops import allow_nested_loops
-    from nbengine.notebook.extension import load_ipython_extension, unload_ipython_extension
     from nbengine.outputs import CompletionOutput, RequestOutput
     from nbengine.prompts import TextPrompt, TokensPrompt
     from nbengine.request import Request
@@ -50,8 +49,6 @@ __all__ = [
     "TextPrompt",
     "TokensPrompt",
     "allow_nested_loops",
-    "load_ipython_extension",
-    "unload_ipython_extension",
 ]
 
 

@@ -185,6 +185,7 @@ NOTEBOOK = """if True:
 
 
 def test_in_ipython_all_is_found_and_the_advice_frees_it(tmp_path):
+    pytest.importorskip("IPython")
     environment = {**os.environ, "IPYTHONDIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", NOTEBOOK], check=True, capture_output=True, text=True, env=environment)
     lines = [line for line in done.stdout.splitlines() if line.startswith(("{", "4 "))]

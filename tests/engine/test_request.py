@@ -573,6 +573,7 @@ def test_completion_offers_only_what_is_for_its_holder(engine):
 
 @pytest.mark.parametrize("jedi", [False, True])
 def test_ipython_completes_a_request_with_the_same(engine, jedi):
+    pytest.importorskip("IPython")
     from IPython.core.completer import IPCompleter, provisionalcompleter
 
     request = engine.submit(PROMPT, GREEDY)
