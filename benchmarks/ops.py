@@ -1,4 +1,4 @@
-"""What the Triton kernels reach of the card they run on: `python benchmarks/kernels.py [--only linear,sample] [--out FILE]`.
+"""What the Triton kernels reach of the card they run on: `python benchmarks/ops.py [--only linear,sample] [--out FILE]`.
 
 The card's copy bandwidth and matrix rate are measured first, in the same process. A case is timed only after the kernel agreed
 with its reference on the case's own inputs. Calls are timed as replays of a CUDA graph, over as many different inputs as it takes
@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--commit", default=commit(), help="where git cannot say")
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.exit("benchmarks/kernels.py needs an NVIDIA GPU; this torch sees none")
+        sys.exit("benchmarks/ops.py needs an NVIDIA GPU; this torch sees none")
     wanted = options.only.split(",")
     unknown = [name for name in wanted if name not in {*CASES, *OP_NAMES}]
     if unknown:
