@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from nbengine.checks import checks_keywords
 from nbengine.engine import Engine, as_list, spread
-from nbengine.prompts import Prompt
+from nbengine.prompts import Prompt, chat_prompt
 from nbengine.sampling_params import RequestOutputKind, SamplingParams
 from nbengine.waiting import wait_all
 
@@ -60,18 +60,14 @@ class LLM:
         if chat_template_kwargs is not None and not isinstance(chat_template_kwargs, Mapping):
             raise TypeError(f"chat_template_kwargs must be a dict of what the template reads, not {chat_template_kwargs!r}")
         tokenizer = self.engine.get_tokenizer()
-        prompts: list[Prompt] = []
-        for conversation in conversations:
-            text = tokenizer.apply_chat_template(
-                conversation,
-                add_generation_prompt=add_generation_prompt and not continue_final_message,
-                continue_final_message=continue_final_message,
-                tools=tools,
-                chat_template=chat_template if chat_template is not None else self.engine.config.chat_template,
-                **(chat_template_kwargs or {}),
-            )
-            # a template writes its own special tokens, so none are added
-            prompts.append({"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)})
+        options = {
+            "add_generation_prompt": add_generation_prompt and not continue_final_message,
+            "continue_final_message": continue_final_message,
+            "tools": tools,
+            "chat_template": chat_template if chat_template is not None else self.engine.config.chat_template,
+            **(chat_template_kwargs or {}),
+        }
+        prompts: list[Prompt] = [chat_prompt(tokenizer, conversation, **options) for conversation in conversations]
         return self._run(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def _run(

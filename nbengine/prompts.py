@@ -28,6 +28,12 @@ Prompt = str | Mapping[str, Any] | Sequence[int]
 _FORMS = "a string, a list of token ids, {'prompt': text} or {'prompt_token_ids': ids}"
 
 
+def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], **options: Any) -> TokensPrompt:
+    """A conversation written by a chat template, which writes its own special tokens, so none are added."""
+    text = tokenizer.apply_chat_template(messages, **options)
+    return {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
+
+
 def read_prompt(prompts: Sequence[Prompt], tokenizer: Tokenizer | None, vocab_size: int) -> tuple[list[str | None], list[list[int]]]:
     """Each prompt's text, where it has one, and its token ids; texts are tokenised together."""
     texts: list[str | None] = []

@@ -18,7 +18,7 @@ from nbengine.errors import NBEngineError
 from nbengine.notebook import prompts, watch
 from nbengine.notebook.conversation import Conversation
 from nbengine.notebook.engine_commands import EngineCommands, engine_help
-from nbengine.notebook.fill import users_variables
+from nbengine.notebook.fill import fill, users_variables
 from nbengine.notebook.generation import Generation
 from nbengine.notebook.live import View, view_of
 from nbengine.notebook.options import STYLES, chat_parser, generate_parser, sampling_values
@@ -95,9 +95,9 @@ class NBEngineMagics(Magics):
         if given.each:
             texts = prompts.for_each(text, given.each, variables, raw=given.raw)
         else:
-            texts = [text if given.raw else prompts.filled(text, variables)]
+            texts = [text if given.raw else fill(text, variables)]
         chat = prompts.wants_chat(engine, asked=given.chat, system=given.system)
-        asked = [prompts.chat_prompt(engine, prompts.with_system(one, given.system)) if chat else one for one in texts]
+        asked = [prompts.answer_to(engine, prompts.with_system(one, given.system)) if chat else one for one in texts]
         return self._start(given, engine, asked, texts)
 
     def _chat(self, line: str, cell: str) -> tuple[Generation, View | None]:
@@ -110,11 +110,11 @@ class NBEngineMagics(Magics):
         engine = self._engine(given.engine)
         if not prompts.has_template(engine):
             raise UsageError(f"{engine.config.model} has no chat template: use %%generate")
-        text = text if given.raw else prompts.filled(text, users_variables(self.shell))
+        text = text if given.raw else fill(text, users_variables(self.shell))
         conversation = self.session.conversations.open(given.name)
         conversation.check_ready()
         messages = _with_message(conversation, text, given)
-        generation, view = self._start(given, engine, [prompts.chat_prompt(engine, messages)], [text])
+        generation, view = self._start(given, engine, [prompts.answer_to(engine, messages)], [text])
         conversation.await_answer(messages, generation)
         return generation, view
 

@@ -13,6 +13,7 @@ from IPython.core.error import UsageError
 
 from nbengine.config import EngineConfig
 from nbengine.errors import nearest
+from nbengine.sampling_params import SamplingParams
 
 STYLES = ("text", "markdown", "json")
 WORD = re.compile(r"""\s*((?:"(?:\\.|[^"\\])*"|'[^']*'|\\.|[^\s"'\\])+)""")
@@ -136,17 +137,12 @@ def _add_sampling_options(parser: Parser) -> None:
     add("--prompt-logprobs", type=int, nargs="?", const=5, metavar="N", help="the same for the prompt's tokens, in the result")
 
 
-SAMPLING = (
-    "n", "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
-    "seed", "stop", "stop_token_ids", "include_stop_str_in_output", "bad_words", "allowed_token_ids", "logit_bias", "ignore_eos",
-    "skip_special_tokens", "logprobs", "prompt_logprobs",
-)  # fmt: skip
 ALL = -1  # as many tokens as there is room for
 
 
 def sampling_values(given: argparse.Namespace) -> dict[str, Any]:
     """What was given of SamplingParams, by its names."""
-    values = {name: value for name in SAMPLING if (value := getattr(given, name)) is not None}
+    values = {f.name: value for f in fields(SamplingParams) if (value := getattr(given, f.name, None)) is not None}
     if values.get("max_tokens") == ALL:
         values["max_tokens"] = None
     return values

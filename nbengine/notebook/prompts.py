@@ -9,6 +9,7 @@ from IPython.core.error import UsageError
 
 from nbengine.errors import nearest
 from nbengine.notebook.fill import fill, names
+from nbengine.prompts import chat_prompt
 
 if TYPE_CHECKING:
     from nbengine.engine import Engine
@@ -16,11 +17,6 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 ITEM = "item"  # what `--each` calls each item, beside the list's own name
-
-
-def filled(text: str, variables: Mapping[str, Any]) -> str:
-    """The text with the user's variables in it."""
-    return fill(text, variables)
 
 
 def for_each(text: str, name: str, variables: Mapping[str, Any], *, raw: bool) -> list[str]:
@@ -82,11 +78,9 @@ def tuned_for_chat(engine: Engine) -> bool:
     return any(token in engine.info.eos_token_ids for token in after)
 
 
-def chat_prompt(engine: Engine, messages: Sequence[Message]) -> Prompt:
+def answer_to(engine: Engine, messages: Sequence[Message]) -> Prompt:
     """A conversation as the model wants to read it, up to where its answer begins."""
-    tokenizer = engine.get_tokenizer()
-    text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, chat_template=engine.config.chat_template)
-    return {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}  # it writes its own special tokens
+    return chat_prompt(engine.get_tokenizer(), list(messages), add_generation_prompt=True, chat_template=engine.config.chat_template)
 
 
 def with_system(text: str, system: str | None) -> list[Message]:

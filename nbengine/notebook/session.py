@@ -14,13 +14,13 @@ from nbengine.notebook.engines import Engines
 from nbengine.notebook.generation import Generation
 from nbengine.notebook.log_ring import LogRing
 from nbengine.notebook.pump import Pump
-from nbengine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from nbengine.engine import Engine
     from nbengine.prompts import Prompt
+    from nbengine.sampling_params import SamplingParams
 
 
 class Session:
@@ -66,14 +66,7 @@ def params_of(engine: Engine, values: Mapping[str, Any], max_tokens: int | None)
     params.max_tokens = max_tokens
     for name, value in values.items():
         setattr(params, name, value)
-    return SamplingParams(**{name: getattr(params, name) for name in PARAMS})
-
-
-PARAMS = (
-    "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p", "seed", "stop",
-    "stop_token_ids", "bad_words", "include_stop_str_in_output", "ignore_eos", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs",
-    "detokenize", "skip_special_tokens", "logit_bias", "allowed_token_ids",
-)  # fmt: skip
+    return params  # checked when it is submitted
 
 
 def checked_name(shell: Any, name: str | None) -> str | None:

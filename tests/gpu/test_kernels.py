@@ -15,7 +15,7 @@ from nbengine.ops import OP_NAMES, Ops
 from nbengine.step_inputs import LayerCache
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "kernels"))
-from kernel_cases import BOUNDS, MIXES, Random, attention, error, relative_rms, rope_store, sampling, widened
+from kernel_cases import BOUNDS, MIXES, Random, attention, broken_rows, error, relative_rms, rope_store, sampling, widened
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine")]
 
@@ -164,13 +164,7 @@ def test_draws_are_the_references(rows, vocab, spread, rounded):
 
 
 def test_draws_from_broken_and_forbidden_rows():
-    args = list(sampling(8, 5000, Random("cuda", torch.float32)))
-    args[0][0, 17] = float("nan")
-    args[0][1, 4999] = float("inf")
-    args[0][2] = float("-inf")
-    args[0][3, :4998] = float("-inf")
-    args[0][4, 1:] = float("-inf")
-    args[2][3] = 50
+    args = broken_rows(Random("cuda", torch.float32), 8)
     assert torch.equal(sample(*args), sample_reference(*args))
     assert sample(*args)[:3].tolist() == [-1] * 3
 

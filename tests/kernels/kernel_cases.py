@@ -91,6 +91,18 @@ def rope_store(
     return (random(tokens, (heads + 2 * kv_heads) * head_dim), cache, inputs, cos, sin, *norms)
 
 
+def broken_rows(random: Random, rows: int) -> list[torch.Tensor]:
+    """What sampling is given when rows hold NaN, infinities, nothing allowed, two tokens, one token."""
+    args = list(sampling(rows, 5000, random))
+    args[0][0, 17] = float("nan")
+    args[0][1, 4999] = float("inf")
+    args[0][2] = float("-inf")
+    args[0][3, :4998] = float("-inf")
+    args[0][4, 1:] = float("-inf")
+    args[2][3] = 50
+    return args
+
+
 def sampling(rows: int, vocab: int, random: Random, *, spread: float = 4.0, rounded: bool = False) -> tuple[torch.Tensor, ...]:
     """Rows with every kind of cut, greedy ones among them; rounded logits tie often."""
     logits = random(rows, vocab).float() * spread

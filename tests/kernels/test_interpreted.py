@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from kernel_cases import BOUNDS, MIXES, Random, attention, error, poisoned, relative_rms, rope_store, sampling, widened
+from kernel_cases import BOUNDS, MIXES, Random, attention, broken_rows, error, poisoned, relative_rms, rope_store, sampling, widened
 
 from nbengine import Engine, SamplingParams
 from nbengine.kernels.copy_blocks import copy_blocks
@@ -138,13 +138,7 @@ def test_draws_are_the_references(rows, vocab, spread, rounded):
 
 
 def test_draws_from_broken_and_forbidden_rows():
-    args = list(sampling(6, 5000, Random("cpu", torch.float32)))
-    args[0][0, 17] = float("nan")
-    args[0][1, 4999] = float("inf")
-    args[0][2] = float("-inf")
-    args[0][3, :4998] = float("-inf")
-    args[0][4, 1:] = float("-inf")
-    args[2][3] = 50
+    args = broken_rows(Random("cpu", torch.float32), 6)
     assert torch.equal(sample(*args), sample_reference(*args))
     assert sample(*args)[:3].tolist() == [-1] * 3
 

@@ -156,6 +156,26 @@ def streaming(msg: dict[str, Any], ran: Ran) -> bool:
     return own and len(str(content["data"].get("text/plain", ""))) > 5
 
 
+def idle_after(message: str) -> Callable[[dict[str, Any], Ran], bool]:
+    """The kernel has left this cell. An interrupt that meets ipykernel before the cell has begun ends it without a reply."""
+
+    def left(msg: dict[str, Any], ran: Ran) -> bool:
+        own = msg["parent_header"].get("msg_id") == message
+        return own and msg["msg_type"] == "status" and msg["content"]["execution_state"] == "idle"
+
+    return left
+
+
+def stopped(kernel: Kernel, cell: str) -> tuple[Ran, float]:
+    """Run a cell that prints a word and goes on, and press stop: what came of it, and the seconds from the press to idle."""
+    message = kernel.start(cell)
+    kernel.finish(message, lambda msg, ran: msg["msg_type"] == "stream")
+    time.sleep(0.2)
+    began = time.monotonic()
+    kernel.interrupt()
+    return kernel.finish(message), time.monotonic() - began
+
+
 def send(kernel: Kernel, comm: str, content: dict[str, Any], header: dict[str, Any] | None = None) -> None:
     """A message to a widget, as its view sends it; the header may name a subshell."""
     data = {"method": "custom", "content": content}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
-from kernel_client import QUICK, Kernel
+from kernel_client import QUICK, Kernel, stopped
 
 ENGINE = "e = get_ipython().find_line_magic('engine').__self__.session.engines.find()\nimport nbengine, asyncio, time"
 LONG = "-m 1500 --ignore-eos --no-chat --out g"
@@ -31,13 +29,9 @@ def engine(kernel):
     ],
 )
 def test_the_stop_button_is_heard_in_a_cell_that_awaits_something_else(kernel, cell):
-    message = kernel.start(f"await asyncio.sleep(0)\nprint('on', flush=True)\n{cell}")
-    kernel.finish(message, lambda msg, ran: msg["msg_type"] == "stream")
-    time.sleep(0.3)
-    began = time.monotonic()
-    kernel.interrupt()
-    assert kernel.finish(message).status == "error"
-    assert time.monotonic() - began < QUICK
+    ran, seconds = stopped(kernel, f"await asyncio.sleep(0)\nprint('on', flush=True)\n{cell}")
+    assert ran.status == "error"
+    assert seconds < QUICK
 
 
 def test_an_interrupt_while_a_request_is_queued_leaves_none_running(kernel):

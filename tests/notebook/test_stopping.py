@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from kernel_client import LONG, QUICK, STATE, STOPPED, controls_opened, heard, send, streaming
+from kernel_client import LONG, QUICK, STATE, STOPPED, controls_opened, heard, idle_after, send, stopped, streaming
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_stopping_a_hundred_times_leaves_the_pool_empty_each_time(running):
         message = running.start(f"%%generate {LONG}\nOnce")
         time.sleep(0.002 * turn)
         running.interrupt()
-        running.finish(message)
+        running.finish(message, idle_after(message))
         settled(running)
         assert running.value("(e.stats()['blocks_used'], e.stats()['num_running'], e.stats()['num_waiting'])") == (0, 0, 0)
 
@@ -77,11 +77,9 @@ def test_only_the_requests_of_that_cell_are_ended(running):
 
 
 def test_a_cell_in_a_python_loop_is_stopped_with_its_request(running):
-    message = running.start("print('on')\nfor piece in e.stream('Once', nbengine.SamplingParams(max_tokens=1500, ignore_eos=True)): pass")
-    running.finish(message, lambda msg, ran: msg["msg_type"] == "stream")
-    time.sleep(0.2)
-    running.interrupt()
-    assert running.finish(message).ename == "KeyboardInterrupt"
+    loop = "for piece in e.stream('Once', nbengine.SamplingParams(max_tokens=1500, ignore_eos=True)): pass"
+    ran, _ = stopped(running, f"print('on', flush=True)\n{loop}")
+    assert ran.ename == "KeyboardInterrupt"
     settled(running)
     assert running.value("e.stats()['blocks_used']") == 0
 
@@ -94,13 +92,9 @@ def test_a_cell_in_a_python_loop_is_stopped_with_its_request(running):
     ],
 )
 def test_an_awaited_python_call_is_stopped_with_its_request(running, cell):
-    message = running.start(f"print('on', flush=True)\n{cell}")
-    running.finish(message, lambda msg, ran: msg["msg_type"] == "stream")
-    time.sleep(0.2)
-    began = time.monotonic()
-    running.interrupt()
-    assert running.finish(message).status == "error"
-    assert time.monotonic() - began < QUICK
+    ran, seconds = stopped(running, f"print('on', flush=True)\n{cell}")
+    assert ran.status == "error"
+    assert seconds < QUICK
     settled(running)
     assert running.value("e.stats()['blocks_used']") == 0
 
