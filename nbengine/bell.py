@@ -11,7 +11,7 @@ import contextlib
 import threading
 from typing import Generic, TypeVar
 
-from nbengine.interrupts import interrupts_heard
+from nbengine.interrupts import hear_interrupts
 
 T = TypeVar("T")
 
@@ -29,8 +29,8 @@ class Bell:
 
     def wait(self, timeout: float | None = None) -> bool:
         """False if `timeout` seconds were not enough."""
-        with interrupts_heard():
-            return self._lock.acquire(timeout=-1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX))
+        hear_interrupts()
+        return self._lock.acquire(timeout=-1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX))
 
 
 class Reply(Generic[T]):

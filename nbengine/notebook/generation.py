@@ -9,7 +9,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from nbengine.errors import NBEngineError
-from nbengine.interrupts import interrupts_heard
+from nbengine.interrupts import hear_interrupts
 from nbengine.notebook import render
 
 if TYPE_CHECKING:
@@ -138,11 +138,11 @@ class Generation:
     def settle(self, timeout: float | None = None) -> bool:
         """Wait until it has ended, however it does; False if `timeout` seconds were not enough."""
         deadline = None if timeout is None else monotonic() + timeout
-        with interrupts_heard():
-            while not self.done:
-                if deadline is not None and monotonic() > deadline:
-                    return False
-                sleep(LOOK)
+        hear_interrupts()
+        while not self.done:
+            if deadline is not None and monotonic() > deadline:
+                return False
+            sleep(LOOK)
         return True
 
     def raise_error(self) -> None:

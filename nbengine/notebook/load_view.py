@@ -10,7 +10,7 @@ from typing import Any
 
 from nbengine.engine import Engine
 from nbengine.errors import without_frames
-from nbengine.interrupts import interrupts_heard
+from nbengine.interrupts import hear_interrupts
 from nbengine.notebook.live import Shown, in_kernel
 from nbengine.notebook.render import QUIET, Bundle
 
@@ -72,10 +72,10 @@ def load_engine(model: str, config: Mapping[str, Any], name: str) -> Engine:
     loading = Loading(model, config)
     shown = Shown(_bundle(name, loading.progress, 0.0)) if in_kernel(get_ipython()) else None
     try:
-        with interrupts_heard():
-            while not loading.over.wait(LOOK):
-                if shown is not None:
-                    shown.update(_bundle(name, loading.progress, perf_counter() - began))
+        hear_interrupts()
+        while not loading.over.wait(LOOK):
+            if shown is not None:
+                shown.update(_bundle(name, loading.progress, perf_counter() - began))
     except BaseException:
         loading.stop()
         loading.over.wait()

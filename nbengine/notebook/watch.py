@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.error import UsageError
 
 from nbengine.errors import NBEngineError
-from nbengine.interrupts import interrupts_heard
+from nbengine.interrupts import hear_interrupts
 
 if TYPE_CHECKING:
     from nbengine.notebook.generation import Generation
@@ -47,10 +47,10 @@ InterruptedHere.__name__ = Interrupted.__name__  # what a front end shows
 def wait_here(generation: Generation, view: View, pump: Pump) -> None:
     """Wait in the calling thread."""
     try:
-        with interrupts_heard():
-            while not generation.done:
-                view.refresh()
-                time.sleep(LOOK)
+        hear_interrupts()
+        while not generation.done:
+            view.refresh()
+            time.sleep(LOOK)
     except KeyboardInterrupt:
         _stop(generation)
         raise InterruptedHere(_told(generation)) from None
