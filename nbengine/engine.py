@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from nbengine.checks import checks_keywords
 from nbengine.config import EngineConfig
 from nbengine.errors import EngineClosedError, NBEngineError
+from nbengine.front import Front
 from nbengine.mailbox import Mailbox
 from nbengine.policy import Policy, policy_named
 from nbengine.progress import ProgressBars
@@ -55,7 +56,8 @@ class Engine:
         self._ids = itertools.count()
         bars = ProgressBars() if progress is None else None
         try:
-            started = start(self.config, self._mailbox, f"nbengine-{next(_numbers)}", bars or progress)
+            name = f"nbengine-{next(_numbers)}"
+            started = start(self.config, self._mailbox, name, bars or progress)
         finally:
             if bars is not None:
                 bars.close()
@@ -64,7 +66,8 @@ class Engine:
         self.sleep_level = 0  # 1: the KV cache was given back; 2: the weights too
         self._scheduler = started.scheduler
         self._tokenizer = started.tokenizer
-        self._close = weakref.finalize(self, _shut_down, self._mailbox, started.thread)
+        self.front = Front(f"{name}-front")
+        self._close = weakref.finalize(self, _shut_down, self._mailbox, started.thread, self.front)
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -342,8 +345,9 @@ def spread(name: str, given: Any, count: int, kind: type) -> list[Any]:
     return list(given)
 
 
-def _shut_down(mailbox: Mailbox, thread: threading.Thread) -> None:
+def _shut_down(mailbox: Mailbox, thread: threading.Thread, front: Front) -> None:
     """Runs once, when an engine is closed or collected, or at exit; holds nothing of the engine."""
+    front.close()
     with contextlib.suppress(NBEngineError):
         mailbox.call("close")
     if thread is not threading.current_thread():
