@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections import deque
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from nbengine.sequence import FinishReason
 
 _SEEDS = 1 << 64
+MOST_AHEAD = 32  # steps
 
 
 @dataclass(slots=True)
@@ -37,14 +39,23 @@ class NewRequest:
 class Runner(Protocol):
     """What the core asks of the side that holds tensors."""
 
+    overlaps: bool  # whether a batch may be launched while others are in flight
+
+    @property
+    def ready(self) -> bool:
+        """Whether `sample` would not wait."""
+
     def launch(self, batch: Batch) -> None:
-        """Start computing a batch."""
+        """Start computing a batch. A runner that overlaps starts drawing its tokens too: the next batch may build on them."""
 
     def sample(self, mask: Any = None) -> Sampled:
-        """Draw the tokens of the batch launched first that has not been sampled, and wait for them."""
+        """The tokens of the batch launched first that has not been sampled; waits for them."""
 
     def use(self, ops: dict[str, Any]) -> None:
         """Exchange implementations of ops."""
+
+    def resize(self, num_blocks: int) -> None:
+        """Another KV cache in place of this one."""
 
     def sleep(self, level: int) -> None:
         """Give memory back: the cache (level 1), the weights too (level 2)."""
@@ -59,10 +70,35 @@ class Runner(Protocol):
         """Release everything."""
 
 
-class EngineCore:
-    """Scheduler, runner and trace, and the one step that ties them."""
+@dataclass(slots=True)
+class _Flight:
+    """A launched step, until it lands."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, *, seed: int = 0, trace_steps: int = 4096, max_model_len: int = 0) -> None:
+    batch: Batch
+    plan: Plan
+    began: float
+    plan_s: float
+    launch_s: float
+
+
+class EngineCore:
+    """Scheduler, runner and trace, and the one step that ties them.
+
+    Where the runner overlaps, a step is planned and launched while the one before it is computed. Where besides nobody waits and
+    nobody can end but by length, more are launched ahead, as many as take `run_ahead_s` seconds together.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        *,
+        seed: int = 0,
+        trace_steps: int = 4096,
+        max_model_len: int = 0,
+        overlap: bool = True,
+        run_ahead_s: float = 0.02,
+    ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.max_model_len = max_model_len
@@ -70,6 +106,12 @@ class EngineCore:
         self.requests: dict[str, list[Sequence]] = {}
         self._seeds = random.Random(seed)  # noqa: S311 - for sampling, not for secrets
         self.entered: list[Sequence] = []  # who was given a row by the last step
+        self.overlap = overlap and runner.overlaps
+        self.run_ahead_s = run_ahead_s
+        self._flights: deque[_Flight] = deque()
+        self._device_s = 0.0  # that the last step took
+        self._stoppable = 0  # sequences that a token of theirs may end
+        self._tied = 0  # sequences whose next token hangs on what the host knows of the last
         self._arrivals = 0
         self._uids = 0
         self._finished: list[tuple[int, str]] = []
@@ -99,6 +141,7 @@ class EngineCore:
             self.trace.introduce(sequence.uid, SequenceInfo(request.request_id, index, sequence.prompt_len, request.arrival))
             sequences.append(sequence)
         self._arrivals += 1
+        self._count(sequences[0], params.n)
         self.requests[request.request_id] = sequences
         self.scheduler.add(sequences)
 
@@ -127,30 +170,74 @@ class EngineCore:
 
     # ── the step ────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def in_flight(self) -> int:
+        """Steps that are launched and have not landed."""
+        return len(self._flights)
+
+    @property
+    def depth(self) -> int:
+        """Steps that may be in flight while nobody waits for one of them."""
+        if not self.overlap or self._tied:
+            return 0
+        if self._stoppable or self.scheduler.waiting or not self._device_s:
+            return 1
+        return max(1, min(int(self.run_ahead_s / self._device_s), MOST_AHEAD))
+
     def step(self) -> list[Update]:
-        """Plan, run, commit: what every request that took part is given."""
+        """Launch a step, and land the one that is due: what every request that took part in that is given."""
+        updates = self._land() if self.runner.ready else []
+        launched = self._take_off(updates) if len(self._flights) <= self.depth else False
+        if self._flights and (not launched or len(self._flights) > self.depth):
+            updates += self._land()
+        return updates
+
+    def drain(self) -> list[Update]:
+        """Land every step in flight."""
+        updates = []
+        while self._flights:
+            updates += self._land()
+        return updates
+
+    def _take_off(self, updates: list[Update]) -> bool:
+        """Plan a step and launch it; False if none could be. Who is ended on the way joins the updates."""
         began = perf_counter()
         batch = self.scheduler.plan()
-        rejected = self.rejected()
+        updates += self.rejected()
+        self.entered = []
         if batch is None:
-            return rejected
+            return False
         planned = perf_counter()
         plan = self.scheduler.in_flight[batch.step]
         self.entered = plan.entered
-        launched = planned
         try:
             self.runner.launch(batch)
-            launched = perf_counter()
-            sampled = self.runner.sample()
         except Exception as error:  # noqa: BLE001 - whatever it was, it ends this batch and not the engine
-            ran = perf_counter()
-            updates = self.scheduler.abandon(batch, f"{type(error).__name__}: {error}")
-        else:
-            ran = perf_counter()
-            updates = self.scheduler.commit(batch, sampled)
+            updates += self._abandon(_Flight(batch, plan, began, planned - began, perf_counter() - planned), error)
+            return True
+        self._flights.append(_Flight(batch, plan, began, planned - began, perf_counter() - planned))
+        return True
+
+    def _land(self) -> list[Update]:
+        """Wait for the oldest step in flight, and commit what it brought."""
+        flight = self._flights.popleft()
+        waits = perf_counter()
+        try:
+            sampled = self.runner.sample()
+        except Exception as error:  # noqa: BLE001 - as above
+            return self._abandon(flight, error, perf_counter() - waits)
+        came = perf_counter()
+        self._device_s = sampled.device_s
+        updates = self.scheduler.commit(flight.batch, sampled)
         self._note(updates)
-        self._record(batch.step, began, plan, (planned - began, launched - planned, ran - launched, perf_counter() - ran))
-        return rejected + updates
+        self._record(flight, came - waits, perf_counter() - came, sampled.device_s)
+        return updates
+
+    def _abandon(self, flight: _Flight, error: Exception, waited: float = 0.0) -> list[Update]:
+        updates = self.scheduler.abandon(flight.batch, f"{type(error).__name__}: {error}")
+        self._note(updates)
+        self._record(flight, waited, 0.0, 0.0)
+        return updates
 
     def suspend(self) -> None:
         """Let nobody hold a block: whoever runs waits again and is computed anew, and the prefix cache is empty."""
@@ -159,8 +246,8 @@ class EngineCore:
 
     def flush(self) -> None:
         """Record what changed between two steps (a cancellation, an emptied cache), so that the trace ends as the pool is."""
-        if self.scheduler.pool.events or self._finished:
-            self._record(self.scheduler.steps - 1, perf_counter(), Plan(), (0.0, 0.0, 0.0, 0.0))
+        if not self._flights and (self.scheduler.pool.events or self._finished):  # else the next step to land tells of it
+            self._record(None, 0.0, 0.0, 0.0)
 
     def _note(self, updates: list[Update]) -> None:
         """Forget what has ended."""
@@ -169,22 +256,31 @@ class EngineCore:
             if sequence.finish_reason is None:
                 continue
             self._finished.append((sequence.uid, sequence.finish_reason))
+            self._count(sequence, -1)
             info = self.trace.sequences.get(sequence.uid)
             if info is not None:
                 info.last_step = self.scheduler.steps
             if all(s.finish_reason is not None for s in self.requests.get(sequence.request_id, [])):
                 self.requests.pop(sequence.request_id, None)
 
-    def _record(self, step: int, began: float, plan: Plan, seconds: tuple[float, float, float, float]) -> None:
+    def _count(self, sequence: Sequence, times: int) -> None:
+        """Keep count of what the depth hangs on, as sequences come and go."""
+        params = sequence.params
+        self._stoppable += times * bool(sequence.stops or params.stop)
+        self._tied += times * params.needs_history
+
+    def _record(self, flight: _Flight | None, waited: float, committed: float, device_s: float) -> None:
+        """Tell the trace of a step that landed, or (None) of what changed between steps."""
         scheduler, pool = self.scheduler, self.scheduler.pool
         finished, self._finished = self._finished, []
         preempted, scheduler.preempted = scheduler.preempted, []
         if self.trace.capacity == 0:
             pool.take_events()
             return
+        plan = Plan() if flight is None else flight.plan
         record = StepRecord(
-            step=step,
-            time=began,
+            step=scheduler.steps - 1 if flight is None else flight.batch.step,
+            time=perf_counter() if flight is None else flight.began,
             uids=[s.uid for s in plan.sequences],
             starts=array("i", plan.starts),
             counts=plan.counts,
@@ -197,9 +293,10 @@ class EngineCore:
             num_running=len(scheduler.running),
             blocks_used=pool.num_used,
             blocks_cached=len(pool.cached),
-            plan_s=seconds[0],
-            launch_s=seconds[1],
-            sample_s=seconds[2],
-            commit_s=seconds[3],
+            plan_s=0.0 if flight is None else flight.plan_s,
+            launch_s=0.0 if flight is None else flight.launch_s,
+            sample_s=waited,
+            commit_s=committed,
+            gpu_s=device_s,
         )
         self.trace.add(record, pool, scheduler.running)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from nbengine import switch_interval
 from nbengine.bell import Reply
 from nbengine.core import EngineCore, NewRequest
 from nbengine.errors import EngineClosedError, EngineDeadError, EnginePausedError, NBEngineError, without_frames
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from nbengine.trace import StepRecord
 
 log = logging.getLogger("nbengine")
+_IN_FLIGHT = {"add", "cancel", "cancel_all", "request_ids"}  # what may be done while steps are in flight
 LOOK_AGAIN = (0.001, 0.05)  # seconds until a policy that lets nobody run is asked again, first and last
 PATIENCE = 1.0  # seconds of that until those who wait are told
 
@@ -44,6 +46,7 @@ class EngineLoop:
         self.fatal: BaseException | None = None  # what a step met that was made by hand
         self.paused = False
         self.asleep = False
+        self._working = False
         self._idle = 0.0  # seconds that a policy has let nobody run
 
     # ── the thread ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -82,8 +85,10 @@ class EngineLoop:
             if self.core.has_work() and self.mailbox.stalled is None and not self.closing:
                 again = self._look_again_in(self._step())
             if again == 0:
+                self._work()
                 await asyncio.sleep(0)
             elif not self.closing and self.mailbox.sleep(wake):
+                self._rest()
                 timer = None if again is None else loop.call_later(again, bell.set)
                 await bell.wait()
                 self.mailbox.awake()
@@ -91,8 +96,19 @@ class EngineLoop:
                 if timer is not None:
                     timer.cancel()
 
+    def _work(self) -> None:
+        if not self._working:
+            self._working = True
+            switch_interval.begin()
+
+    def _rest(self) -> None:
+        if self._working:
+            self._working = False
+            switch_interval.end()
+
     def _let_go(self, reason: NBEngineError) -> None:
         """Tell everybody who waits, and release what the thread holds."""
+        self._rest()
         self.mailbox.close(reason)
         now = perf_counter()
         for request in self.requests.values():
@@ -108,6 +124,8 @@ class EngineLoop:
     def _take_messages(self) -> None:
         while (message := self.mailbox.take()) is not None:
             name, args, kwargs, reply = message
+            if name not in _IN_FLIGHT:
+                self._deliver(self.core.drain())
             handler = getattr(self, f"_on_{name}")
             if reply is None:
                 handler(*args, **kwargs)
@@ -131,13 +149,14 @@ class EngineLoop:
     def _step(self) -> bool:
         """One step; False if nobody could run."""
         began, steps = perf_counter(), self.core.scheduler.steps
+        flying = self.core.in_flight
         updates = self.core.step()
         for sequence in self.core.entered:
             request = self.requests.get(sequence.request_id)
             if request is not None and request.metrics.first_scheduled_time is None:
                 request.metrics.first_scheduled_time = began
         self._deliver(updates)
-        return self.core.scheduler.steps > steps
+        return self.core.scheduler.steps > steps or self.core.in_flight < flying
 
     def _look_again_in(self, moved: bool) -> float:
         """Seconds until the next step: none after one that ran, more and more while a policy lets nobody run, who are told of it."""
@@ -241,6 +260,7 @@ class EngineLoop:
             raise EnginePausedError("engine.step() moves a paused engine by hand: call engine.pause() first")
         try:
             moved = self._step()
+            self._deliver(self.core.drain())
         except BaseException as error:
             self.fatal = error  # whoever asked for the step, what goes wrong in it ends the engine
             raise

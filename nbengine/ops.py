@@ -15,7 +15,20 @@ from nbengine.errors import nearest
 from nbengine.kernels._triton import why_not
 from nbengine.step_inputs import LayerCache
 
-OP_NAMES = ("linear", "rms_norm", "gated", "rope_store", "paged_attention", "copy_blocks", "sample")
+OP_NAMES = (
+    "linear",
+    "rms_norm",
+    "gated",
+    "rope_store",
+    "paged_attention",
+    "copy_blocks",
+    "prepare_step",
+    "update_tables",
+    "penalise",
+    "sample",
+    "keep_drawn",
+)
+_NEVER_ASKING = {"linear", "rms_norm", "gated", "rope_store"}  # whose references no host's value decides
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative RMS error against the reference
 
 Op = Callable[..., Any]
@@ -36,7 +49,11 @@ class Ops:
     rope_store: Op
     paged_attention: Op
     copy_blocks: Op
+    prepare_step: Op
+    update_tables: Op
+    penalise: Op
     sample: Op
+    keep_drawn: Op
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -57,6 +74,11 @@ class Ops:
     def in_use(self) -> dict[str, str]:
         """The implementation of every op: 'reference', 'triton', or a user's function by its name."""
         return dict(self._names)
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph may hold them all: none asks the host for anything while it runs."""
+        return all(label == "triton" or (label == "reference" and name in _NEVER_ASKING) for name, label in self._names.items())
 
     def use(self, name: str, op: Op | str) -> None:
         """Exchange one op: for 'reference', 'triton', or a function, which must first agree with the reference on random inputs."""

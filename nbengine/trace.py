@@ -46,6 +46,7 @@ class StepRecord:
     launch_s: float = 0.0
     sample_s: float = 0.0
     commit_s: float = 0.0
+    gpu_s: float = 0.0  # how long a GPU worked on it, whatever the host did meanwhile; 0 on a CPU
 
     @property
     def num_tokens(self) -> int:

@@ -36,6 +36,7 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     vocab_size: int
+    hidden_size: int
     max_position_embeddings: int
     cache_layers: list[CacheSpec]
     weight_bytes: int
@@ -107,6 +108,7 @@ def load_model(folder: Path, config: EngineConfig, max_model_len: Callable[[int]
         device=device,
         dtype=dtype,
         vocab_size=spec.vocab_size,
+        hidden_size=spec.hidden_size,
         max_position_embeddings=spec.max_position_embeddings,
         cache_layers=spec.cache_layers(),
         weight_bytes=spec.parameter_count() * dtype.itemsize,
