@@ -61,6 +61,20 @@ def parser() -> argparse.ArgumentParser:
     cells.add_argument("--peer", action="append", default=[], choices=("transformers", "vllm"), help="measure this engine too")
     cells.add_argument("--peer-requests", type=_count, help="at most so many requests of a workload for a peer")
     cells.add_argument("--peer-batch", type=_count, nargs="+", default=[256], help="batch sizes of transformers' generate")
+
+    small = MEASURED[:1]
+    command("mixed", _mixed, "sharegpt as text, a third of it with top-p and penalties and read as it comes", small, None)
+    switches = command("switches", _switches, "what each optimisation is worth", small, ["single", "fifty"])
+    switches.add_argument("--ops", nargs="*", help="of the kernels, exchange only these for their references (default: each in turn)")
+    online = command("online", _online, "latency under random arrivals, and of a long prompt among others", small, None)
+    online.add_argument("--no-long", dest="long", action="store_false", help="only the random arrivals")
+    command("busy", _busy, "what a busy main thread costs", small, ["sharegpt", "single"])
+    command("kernel", _kernel, "three cells from a real Jupyter kernel", small, ["single", "fifty", "sharegpt"])
+    start = command(
+        "start", _start, "time to ready and to the first token, loading from disk, memory given back, sleep", MEASURED[2:], None
+    )
+    start.add_argument("--parts", nargs="+", default=["ready", "disk", "memory"], choices=("ready", "disk", "memory"))
+    start.add_argument("--rounds", type=_count, help="of load, generate and close (default: 20)")
     return whole
 
 
@@ -98,6 +112,47 @@ def _cells(given: argparse.Namespace, settings: Settings, results: Results, card
         for name in given.peer
     ]
     measure(given.models, given.workloads, settings, results, card, peers)
+
+
+def _mixed(given: argparse.Namespace, settings: Settings, results: Results, card: Card) -> None:  # noqa: ARG001 - as its neighbours
+    from nbengine.bench.mixed import measure
+
+    measure(given.models, settings, results)
+
+
+def _switches(given: argparse.Namespace, settings: Settings, results: Results, card: Card) -> None:  # noqa: ARG001
+    from nbengine.bench.switches import measure
+
+    measure(given.models, given.workloads, settings, results, given.ops)
+
+
+def _online(given: argparse.Namespace, settings: Settings, results: Results, card: Card) -> None:  # noqa: ARG001
+    from nbengine.bench.online import measure
+
+    measure(given.models, settings, results, long=given.long)
+
+
+def _busy(given: argparse.Namespace, settings: Settings, results: Results, card: Card) -> None:  # noqa: ARG001
+    from nbengine.bench.busy import measure
+
+    measure(given.models, given.workloads, settings, results)
+
+
+def _kernel(given: argparse.Namespace, settings: Settings, results: Results, card: Card) -> None:  # noqa: ARG001
+    from nbengine.bench.kernel import measure
+
+    measure(given.models, given.workloads, settings, results)
+
+
+def _start(given: argparse.Namespace, settings: Settings, results: Results, card: Card) -> None:  # noqa: ARG001
+    from nbengine.bench import disk, giving_back, start
+
+    if "ready" in given.parts:
+        start.measure(given.models, settings, results)
+    if "disk" in given.parts:
+        disk.measure(given.models, settings, results)
+    if "memory" in given.parts:
+        giving_back.measure(given.models, settings, results, given.rounds)
 
 
 if __name__ == "__main__":
