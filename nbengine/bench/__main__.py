@@ -22,7 +22,7 @@ OUT = Path("benchmarks/results/gpu.json")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what was asked for, a row at a time, and print a table."""
     given = parser().parse_args(arguments)
-    for model in given.models:
+    for model in given.models or ():
         shape(model)  # an unknown one ends it here, before anything is measured
     settings, results, card = begin(given)
     given.run(given, settings, results, card)
@@ -49,10 +49,10 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="python -m nbengine.bench", description=__doc__)
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Any, about: str, models: Sequence[str], workloads: Sequence[str] | None) -> argparse.ArgumentParser:
+    def command(name: str, run: Any, about: str, models: Sequence[str] | None, workloads: Sequence[str] | None) -> argparse.ArgumentParser:
         one = commands.add_parser(name, parents=[shared], help=about, description=about)
         one.set_defaults(run=run)
-        one.add_argument("--models", nargs="+", default=list(models), metavar="MODEL", help="(default: %(default)s)")
+        one.add_argument("--models", nargs="+", default=models and list(models), metavar="MODEL", help="(default: %(default)s)")
         if workloads is not None:
             one.add_argument("--workloads", nargs="+", default=list(workloads), choices=WORKLOADS, help="(default: %(default)s)")
         return one
@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     )
     start.add_argument("--parts", nargs="+", default=["ready", "disk", "memory"], choices=("ready", "disk", "memory"))
     start.add_argument("--rounds", type=_count, help="of load, generate and close (default: 20)")
+    command("all", _all, "every command with its defaults, one after the other", None, None)
     return whole
 
 
@@ -153,6 +154,18 @@ def _start(given: argparse.Namespace, settings: Settings, results: Results, card
         disk.measure(given.models, settings, results)
     if "memory" in given.parts:
         giving_back.measure(given.models, settings, results, given.rounds)
+
+
+def _all(given: argparse.Namespace, settings: Settings, results: Results, card: Card) -> None:
+    from nbengine.bench.results import say
+
+    for name in ("cells", "mixed", "kernel", "busy", "online", "start", "switches"):  # what matters most first, should time run out
+        one = parser().parse_args([name, *(["--models", *given.models] if given.models else [])])
+        say(f"\n== {name}")
+        try:
+            one.run(one, settings, results, card)
+        except SystemExit as refused:
+            say(str(refused))
 
 
 if __name__ == "__main__":

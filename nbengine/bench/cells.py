@@ -7,7 +7,7 @@ from typing import Any
 from nbengine.bench.limits import Card, limit
 from nbengine.bench.measure import Opening, Run, Settings, best, opened
 from nbengine.bench.peers import Peer
-from nbengine.bench.recorded import RECORDED
+from nbengine.bench.recorded import PROVENANCE, RECORDED
 from nbengine.bench.results import Results, say, table
 from nbengine.bench.shapes import shape
 from nbengine.bench.workloads import lengths
@@ -71,7 +71,12 @@ def show(rows: list[dict[str, Any]]) -> None:
         )
         for row in rows
     ]  # fmt: skip
-    table("output tokens a second; `here` is the share of the limit at the bandwidth and rate measured in this run", COLUMNS, shown)
+    table(
+        f"output tokens a second; vLLM, limit and goal are of an {PROVENANCE['card']}, `here` is the share of the limit at the "
+        "bandwidth and rate measured in this run",
+        COLUMNS,
+        shown,
+    )
 
 
 def show_peers(peers: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
@@ -80,6 +85,7 @@ def show_peers(peers: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
     ours = {(row["model"], row["workload"]): row["tok_s"] for row in rows}
     shown = []
     for row in peers:
-        own = ours.get((row["model"], row["workload"]))
-        shown.append((f"{row['model']} {row['workload']}", row["peer"], row["requests"], row["tok_s"], own and own / row["tok_s"]))
+        own, rate = ours.get((row["model"], row["workload"])), row.get("tok_s")
+        faster = own / rate if own and rate else None
+        shown.append((f"{row['model']} {row['workload']}", row["peer"], row.get("requests"), rate or "failed", faster))
     table("peers in the same run", ("cell", "peer", "requests", "tok/s", "nbengine is faster by"), shown)

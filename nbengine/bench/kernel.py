@@ -19,7 +19,7 @@ from nbengine.bench.results import Results, say, table
 from nbengine.bench.texts import folder_with_tokenizer, text_prompts
 
 if TYPE_CHECKING:
-    from jupyter_client.blocking import BlockingKernelClient
+    from jupyter_client.blocking.client import BlockingKernelClient
 
 NEEDED = ("jupyter_client", "ipykernel", "IPython", "ipywidgets", "anywidget", "nest_asyncio2")
 TARGET = 0.95  # of the script's figure

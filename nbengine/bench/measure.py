@@ -122,7 +122,13 @@ def asked(jobs: list[Job], **changed: Any) -> tuple[list[Any], list[SamplingPara
 
 
 def jobs_of(name: str, llm: LLM, settings: Settings, fresh: object) -> list[Job]:
-    return workload(name, fresh=fresh, vocab_size=llm.engine.info.vocab_size, quick=settings.quick)
+    """A workload for this engine, which must have room for it."""
+    info = llm.engine.info
+    jobs = workload(name, fresh=fresh, vocab_size=info.vocab_size, quick=settings.quick)
+    longest = max(len(prompt) + new for prompt, new in jobs)
+    if longest > info.max_model_len:
+        raise SystemExit(f"{name} has requests of {longest} tokens and the engine takes {info.max_model_len}: raise --max-model-len")
+    return jobs
 
 
 def run(llm: LLM, jobs: list[Job]) -> Run:

@@ -36,10 +36,14 @@ class Arrivals:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.times: list[float] = []
+        self._tokens = 0
         request._waiters.append(self._ring)  # noqa: SLF001 - as a reader hangs up its bell, but this one wakes nobody
 
     def _ring(self) -> None:
-        self.times.append(perf_counter())
+        tokens = len(self.request.completions[0].token_ids)
+        if tokens > self._tokens:  # it rings for other news too
+            self._tokens = tokens
+            self.times.append(perf_counter())
 
     def gaps(self, begin: float = 0.0, end: float = float("inf")) -> list[float]:
         """Seconds between tokens, of those gaps that end in this time."""

@@ -41,13 +41,17 @@ class Peer(ABC):
         ways = self.ways(model, settings)
         vocab_size = shape(model)["vocab_size"]
         for label, way in ways.items():
-            way(workload("single", fresh="warm-up", vocab_size=vocab_size, quick=True))
             for name in workloads:
                 if not settings.allows(f"{label} on {model} {name}"):
                     continue
-                jobs = workload(name, fresh=label, vocab_size=vocab_size, quick=settings.quick)[: self.most_requests]
-                run = way(jobs)
                 row = {"peer": label, "peer_version": installed(self.package), "model": model, "workload": name}
+                try:
+                    way(workload("single", fresh="warm-up", vocab_size=vocab_size, quick=True))
+                    run = way(workload(name, fresh=label, vocab_size=vocab_size, quick=settings.quick)[: self.most_requests])
+                except Exception as error:  # noqa: BLE001 - a peer's own; what was measured before and comes after is kept
+                    results.add("peer", {**row, "error": f"{type(error).__name__}: {error}"})
+                    say(f"{label} on {model} {name}: failed with {type(error).__name__}: {error}")
+                    continue
                 results.add("peer", {**row, "requests": run.requests, "tok_s": run.rate, "seconds": run.seconds})
                 say(f"{label} on {model} {name}: {run.rate:,.0f} tok/s with {run.requests} requests")
         ways.clear()
