@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class StateTables:
-    """Tables by state row, on the device. Row `spare` is nobody's: what pads a step reads and writes there."""
+    """Tables by state row, on the device. Row `spare` is nobody's: what pads a step reads and writes there, and draws greedily."""
 
     def __init__(self, rows: int, columns: int, device: torch.device) -> None:
         self.spare = rows
@@ -26,7 +26,6 @@ class StateTables:
         self.newest = torch.zeros(rows + 1, dtype=torch.int64, device=device)  # the token drawn last
         self.anchors = torch.zeros(rows + 1, dtype=torch.int32, device=device)  # what the rotation of its tokens hangs on
         self.parameters = torch.zeros((rows + 1, 4), dtype=torch.int64, device=device)  # as `packed_row` lays them out
-        self.parameters.view(torch.float32)[:, 0] = 1.0
 
     @property
     def temperature(self) -> torch.Tensor:

@@ -148,7 +148,7 @@ def pick_device(device: str) -> torch.device:
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', not {device!r}")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}, but torch sees no GPU here; use device='auto' or 'cpu'")
-    return chosen
+    return torch.device("cuda", torch.cuda.current_device()) if chosen.type == "cuda" and chosen.index is None else chosen
 
 
 def pick_dtype(asked: str, declared: str | None, device: torch.device, parameters: int) -> torch.dtype:
