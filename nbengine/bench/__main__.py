@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from nbengine.bench.shapes import MEASURED, shape
@@ -24,8 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_args(arguments)
     for model in given.models or ():
         shape(model)  # an unknown one ends it here, before anything is measured
-    settings, results, card = begin(given)
-    given.run(given, settings, results, card)
+    with TemporaryDirectory(prefix="nbengine-bench-", dir=given.folder) as folder:
+        settings, results, card = begin(given, Path(folder))
+        given.run(given, settings, results, card)
     if results.file is not None and results.rows:
         from nbengine.bench.results import say
 
@@ -34,14 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--out", type=Path, default=OUT, help="the file that rows are added to (default: %(default)s)")
-    shared.add_argument("--no-out", dest="out", action="store_const", const=None, help="only print")
+    shared.add_argument("--out", type=Path, help=f"the file that rows are added to (default: {OUT} on a GPU, on a CPU none)")
+    shared.add_argument("--no-out", action="store_true", help="only print")
     shared.add_argument("--quick", action="store_true", help="a tenth of the requests, short ones: shows that it runs, not how fast")
     shared.add_argument("--pace", "--minutes", dest="minutes", type=float, metavar="MINUTES", help="begin nothing new after this long")
     shared.add_argument("--repeats", type=_count, help="of each workload; the best counts (default: 3 of single and fifty, 1 of others)")
     shared.add_argument("--device", default=None, help="cuda or cpu (default: cuda where there is one)")
     shared.add_argument("--max-model-len", type=_count, default=4096)
     shared.add_argument("--gpu-memory-utilization", type=float, default=0.85)
+    shared.add_argument(
+        "--folder", type=Path, help="where models' files are written meanwhile, a real disk for `start` (default: as TMPDIR)"
+    )
     shared.add_argument(
         "--config", type=json.loads, default={}, metavar="JSON", help="further options of the engine: '{\"block_size\": 32}'"
     )
@@ -79,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-def begin(given: argparse.Namespace) -> tuple[Settings, Results, Card]:
+def begin(given: argparse.Namespace, folder: Path) -> tuple[Settings, Results, Card]:
     """The ceilings of this machine come first: every row carries them."""
     import torch
 
@@ -89,12 +94,13 @@ def begin(given: argparse.Namespace) -> tuple[Settings, Results, Card]:
 
     device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     settings = Settings(
-        device, given.quick, given.repeats, given.minutes, given.max_model_len, given.gpu_memory_utilization, config=given.config
+        device, folder, given.quick, given.repeats, given.minutes, given.max_model_len, given.gpu_memory_utilization, config=given.config
     )
+    out = None if given.no_out else given.out or (OUT if device.type == "cuda" else None)
     card = ceilings(device, given.quick)
     about = machine(device, card)
     say(", ".join(f"{name} {value}" for name, value in about.items() if name != "versions"))
-    return settings, Results(given.out, about, quick=given.quick), card
+    return settings, Results(out, about, quick=given.quick), card
 
 
 def _count(text: str) -> int:

@@ -12,7 +12,7 @@ from nbengine.bench.results import Results, say, table
 from nbengine.bench.shapes import shape
 from nbengine.bench.workloads import lengths
 
-COLUMNS = ("cell", "tok/s", "vLLM", "ratio", "of limit", "here", "goal", "reached", "steps", "ready s", "first s")
+COLUMNS = ("cell", "tok/s", "vLLM", "ratio", "scaled", "of limit", "here", "goal", "reached", "steps", "ready s", "first s")
 
 
 def measure(
@@ -41,6 +41,7 @@ def cell(model: str, name: str, run: Run, runs: list[Run], opening: Opening, car
     """A cell's row: what was reached, and how that stands to the limit, on the recorded card and on this one."""
     config, sizes = shape(model), lengths(name, quick=quick)
     known = None if quick else RECORDED.get((model, name))
+    there, here = limit(config, sizes), limit(config, sizes, card)
     return {
         "model": model,
         "workload": name,
@@ -50,12 +51,13 @@ def cell(model: str, name: str, run: Run, runs: list[Run], opening: Opening, car
         "seconds": run.seconds,
         "steps": run.steps,
         "preemptions": run.preemptions,
-        "limit_tok_s": limit(config, sizes),
-        "of_limit": run.rate / limit(config, sizes),
-        "limit_here_tok_s": limit(config, sizes, card),
-        "of_limit_here": run.rate / limit(config, sizes, card),
+        "limit_tok_s": there,
+        "of_limit": run.rate / there,
+        "limit_here_tok_s": here,
+        "of_limit_here": run.rate / here,
         "vllm_tok_s": known and known.vllm,
         "of_vllm": known and run.rate / known.vllm,
+        "of_vllm_scaled": known and (run.rate / here) / (known.vllm / there),  # each by the limit of the card that it ran on
         "goal_tok_s": known and known.goal,
         "of_goal": known and run.rate / known.goal,
         "ready_s": opening.ready,
@@ -66,14 +68,14 @@ def cell(model: str, name: str, run: Run, runs: list[Run], opening: Opening, car
 def show(rows: list[dict[str, Any]]) -> None:
     shown = [
         (
-            f"{row['model']} {row['workload']}", row["tok_s"], row["vllm_tok_s"], row["of_vllm"], row["of_limit"], row["of_limit_here"],
+            f"{row['model']} {row['workload']}", row["tok_s"], row["vllm_tok_s"], row["of_vllm"], row["of_vllm_scaled"], row["of_limit"], row["of_limit_here"],
             row["goal_tok_s"], row["of_goal"], row["steps"], row["ready_s"], row["first_token_s"],
         )
         for row in rows
     ]  # fmt: skip
     table(
         f"output tokens a second; vLLM, limit and goal are of an {PROVENANCE['card']}, `here` is the share of the limit at the "
-        "bandwidth and rate measured in this run",
+        "bandwidth and rate measured in this run, `scaled` the ratio to vLLM by that",
         COLUMNS,
         shown,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,13 +25,13 @@ class Settings:
     """What holds for a whole run."""
 
     device: torch.device
+    folder: Path  # for models' files, on the disk that is measured
     quick: bool = False
     repeats: int | None = None  # None: as each workload usually has
     minutes: float | None = None  # nothing new begins after this long
     max_model_len: int = 4096
     gpu_memory_utilization: float = 0.85
     config: dict[str, Any] = field(default_factory=dict)  # further options of the engine
-    folder: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "nbengine-bench")
     began: float = field(default_factory=monotonic)
 
     def allows(self, what: str) -> bool:

@@ -28,7 +28,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "mlp_bias": False, "torch_dtype": "bfloat16", "bos_token_id": 128000, "eos_token_id": 128001,
     },
     "tiny": {  # to see the benchmark run on a CPU
-        **_QWEN, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "head_dim": 32,
+        **_QWEN, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "head_dim": 64,
         "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128, "vocab_size": 4096, "bos_token_id": 1,
         "eos_token_id": 0, "max_position_embeddings": 40960, "attention_bias": False,
     },

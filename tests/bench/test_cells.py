@@ -47,6 +47,7 @@ def test_a_whole_cell_is_compared_with_the_recorded_figures():
     sent = Run(seconds=2.0, tokens=12_800, requests=50, steps=256)
     row = cell("qwen3-0.6b", "fifty", sent, [sent], Opening(4.0, 0.5), H200, quick=False)
     assert (row["tok_s"], row["of_vllm"], row["of_goal"]) == (6_400, 6_400 / 20_734, 6_400 / 32_000)
+    assert row["of_vllm_scaled"] == pytest.approx(row["of_vllm"], rel=1e-4), "on the same card both ratios are the same"
     assert row["of_limit"] == row["of_limit_here"] == pytest.approx(6_400 / 77_423, rel=1e-4)
 
 
@@ -65,8 +66,8 @@ def test_the_best_of_the_repeats_counts_and_each_has_prompts_of_its_own(monkeypa
     assert len(set(seen)) == 3
 
 
-def test_an_output_that_is_too_short_is_no_result(monkeypatch):
-    with opened("tiny", Settings(CPU, quick=True)) as (llm, _):
+def test_an_output_that_is_too_short_is_no_result(monkeypatch, tmp_path):
+    with opened("tiny", Settings(CPU, tmp_path, quick=True)) as (llm, _):
         jobs = workload("single", vocab_size=4096, quick=True)
         assert run(llm, jobs).tokens == 24
         whole = measuring.asked
@@ -75,9 +76,9 @@ def test_an_output_that_is_too_short_is_no_result(monkeypatch):
             run(llm, jobs)
 
 
-def test_an_engine_is_closed_when_what_is_measured_fails():
+def test_an_engine_is_closed_when_what_is_measured_fails(tmp_path):
     before = threading.active_count()
-    with pytest.raises(ZeroDivisionError), opened("tiny", Settings(CPU)) as (llm, _):
+    with pytest.raises(ZeroDivisionError), opened("tiny", Settings(CPU, tmp_path)) as (llm, _):
         1 / 0  # noqa: B018
     assert llm.engine.status == "closed"
     assert threading.active_count() == before
