@@ -180,8 +180,10 @@ class EngineLoop:
                 continue
             if update.prompt_logprobs is not None:
                 request.scored(update.prompt_logprobs)
-            completion = request.completions[sequence.index]
-            if sequence.finish_reason is not None:
+            completion, ended = request.completions[sequence.index], update.last
+            if completion.finish_reason is not None:
+                continue  # a stop string ended it, and a step that was in flight brought more
+            if ended and sequence.finish_reason is not None:
                 completion.finish(sequence.finish_reason, sequence.stop_reason)
             if update.tokens:
                 metrics = request.metrics
@@ -192,7 +194,8 @@ class EngineLoop:
                 if stop is not None:
                     self.core.end(sequence.request_id, "stop", sequence.index, stop)
                     completion.finish("stop", stop)
-            if sequence.finish_reason is not None:
+                    ended = True
+            if ended:
                 completion.complete()
                 self._ended(request, sequence, now)
             elif request.waited_for:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -102,6 +104,24 @@ def test_steps_are_launched_ahead_while_nobody_can_end(monkeypatch):
         deepest.clear()
         engine.generate(PROMPTS[:2], SamplingParams(max_tokens=40, ignore_eos=True))
         assert max(deepest) == 2
+
+
+def test_nothing_is_lost_when_two_steps_land_together(monkeypatch, plain_engine):
+    monkeypatch.setattr(startup, "_overlaps", lambda loaded: True)
+    original, turns = DeviceRunner.sample, itertools.count()
+
+    def sample(self, mask=None):
+        sampled = original(self, mask)
+        sampled.device_s = 0.004
+        return sampled
+
+    monkeypatch.setattr(DeviceRunner, "sample", sample)
+    monkeypatch.setattr(DeviceRunner, "ready", property(lambda self: bool(self._flights) and next(turns) % 3 == 0))
+    wishes = [SamplingParams(max_tokens=10 + 5 * i, ignore_eos=True, temperature=0) for i in range(4)]
+    with Engine("tales", device="cpu", dtype="float32", max_model_len=256) as engine:
+        assert tokens(engine.generate(PROMPTS, wishes)) == tokens(plain_engine.generate(PROMPTS, wishes))
+        stopped = SamplingParams(max_tokens=60, stop=["and"], n=2, seed=1)
+        assert tokens(engine.generate(PROMPTS, stopped)) == tokens(plain_engine.generate(PROMPTS, stopped))
 
 
 def test_pausing_stepping_and_sleeping_land_what_is_in_flight(device_engine):
