@@ -79,6 +79,7 @@ class EngineConfig:
     overlap: bool = True  # plan and launch a step while the GPU computes the one before
     run_ahead_ms: float = 20.0  # launch as many steps ahead as take this long, while nobody can end or arrive; 0: none
     cuda_graphs: bool = True
+    deterministic: bool = False  # on a GPU: a request's tokens are the same to the bit whatever shares its batch, at some cost
     scheduling_policy: str | Policy | type[Policy] = "fcfs"
     ops: dict[str, str | Callable[..., Any]] | None = None  # implementations in place of the default ones
 

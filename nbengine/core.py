@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from array import array
 from collections import deque
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
+from nbengine.errors import DeviceLostError, DeviceMemoryError
 from nbengine.plan import Plan, Update
 from nbengine.scheduler import Scheduler
 from nbengine.sequence import Sequence
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 _SEEDS = 1 << 64
 MOST_AHEAD = 32  # steps
+LEAST_TOKENS = 16  # a step of so few that finds no memory is not tried smaller
+STEPS_TO_GROW = 100
+log = logging.getLogger("nbengine")
 
 
 @dataclass(slots=True)
@@ -54,8 +59,14 @@ class Runner(Protocol):
     def use(self, ops: dict[str, Any]) -> None:
         """Exchange implementations of ops."""
 
+    def warm_up(self) -> None:
+        """Do once what would make a first step slow."""
+
+    def free(self) -> None:
+        """Give back what can be made again."""
+
     def resize(self, num_blocks: int) -> None:
-        """Another KV cache in place of this one."""
+        """Another KV cache in place of this one, or this one still and an error."""
 
     def sleep(self, level: int) -> None:
         """Give memory back: the cache (level 1), the weights too (level 2)."""
@@ -112,6 +123,8 @@ class EngineCore:
         self._device_s = 0.0  # that the last step took
         self._stoppable = 0  # sequences that a token of theirs may end
         self._tied = 0  # sequences whose next token hangs on what the host knows of the last
+        self._wanted_tokens = 0  # of a step, while steps are smaller because one found no memory
+        self._steps_since = 0
         self._arrivals = 0
         self._uids = 0
         self._finished: list[tuple[int, str]] = []
@@ -212,7 +225,13 @@ class EngineCore:
         self.entered = plan.entered
         try:
             self.runner.launch(batch)
-        except Exception as error:  # noqa: BLE001 - whatever it was, it ends this batch and not the engine
+        except DeviceLostError:
+            raise
+        except DeviceMemoryError as error:
+            updates += self.drain()
+            updates += self._retreat(_Flight(batch, plan, began, planned - began, perf_counter() - planned), error)
+            return True
+        except Exception as error:  # noqa: BLE001 - whatever else it was, it ends this batch and not the engine
             updates += self._abandon(_Flight(batch, plan, began, planned - began, perf_counter() - planned), error)
             return True
         self._flights.append(_Flight(batch, plan, began, planned - began, perf_counter() - planned))
@@ -224,14 +243,43 @@ class EngineCore:
         waits = perf_counter()
         try:
             sampled = self.runner.sample()
+        except DeviceLostError:
+            raise
         except Exception as error:  # noqa: BLE001 - as above
             return self._abandon(flight, error, perf_counter() - waits)
         came = perf_counter()
         self._device_s = sampled.device_s
+        self._grow_again()
         updates = self.scheduler.commit(flight.batch, sampled)
         self._note(updates)
         self._record(flight, came - waits, perf_counter() - came, sampled.device_s)
         return updates
+
+    def _retreat(self, flight: _Flight, error: Exception) -> list[Update]:
+        """A step found no memory: whoever was in it is computed again later, in smaller steps; if it was as small as can be, they end."""
+        tokens = flight.batch.num_tokens
+        if tokens <= LEAST_TOKENS:
+            return self._abandon(flight, error)
+        self.runner.free()
+        self._wanted_tokens = max(self._wanted_tokens, self.scheduler.max_num_batched_tokens)
+        self.scheduler.max_num_batched_tokens = max(tokens // 2, LEAST_TOKENS)
+        self._steps_since = 0
+        log.warning(
+            "a step of %d tokens found no memory on the device; steps are at most %d for a while", tokens, max(tokens // 2, LEAST_TOKENS)
+        )
+        self.scheduler.postpone(flight.batch)
+        self._record(flight, 0.0, 0.0, 0.0)
+        return []
+
+    def _grow_again(self) -> None:
+        """After many steps that fitted, try larger ones, up to what was asked for."""
+        if self._wanted_tokens:
+            self._steps_since += 1
+            if self._steps_since >= STEPS_TO_GROW:
+                self._steps_since = 0
+                self.scheduler.max_num_batched_tokens = min(2 * self.scheduler.max_num_batched_tokens, self._wanted_tokens)
+                if self.scheduler.max_num_batched_tokens == self._wanted_tokens:
+                    self._wanted_tokens = 0
 
     def _abandon(self, flight: _Flight, error: Exception, waited: float = 0.0) -> list[Update]:
         updates = self.scheduler.abandon(flight.batch, f"{type(error).__name__}: {error}")
@@ -242,6 +290,19 @@ class EngineCore:
     def suspend(self) -> None:
         """Let nobody hold a block: whoever runs waits again and is computed anew, and the prefix cache is empty."""
         self.scheduler.suspend()
+        self.flush()
+
+    def resize(self, num_blocks: int) -> None:
+        """Another KV cache; whoever runs waits and is computed anew. MemoryError where it does not fit: then all is as before."""
+        needed = self.scheduler.pool.blocks_for(self.max_model_len)
+        if num_blocks < needed:
+            raise ValueError(
+                f"max_model_len={self.max_model_len} takes {needed} blocks: num_blocks must be at least that, not {num_blocks}"
+            )
+        self.suspend()
+        self.runner.resize(num_blocks)
+        self.scheduler.pool.resize(num_blocks)
+        self.trace.num_blocks = num_blocks
         self.flush()
 
     def flush(self) -> None:

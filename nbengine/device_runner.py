@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from nbengine.batch import Batch
 from nbengine.decode_graphs import DecodeGraphs
+from nbengine.device_errors import told_apart
 from nbengine.device_sampler import DeviceSampler, Drawing
 from nbengine.kernels.prepare_step import HEADER, SampleInputs, packed_size
 from nbengine.kernels.update_tables import ROW
@@ -21,11 +23,14 @@ from nbengine.state_tables import StateTables, packed_rows
 from nbengine.step_inputs import StepInputs
 
 if TYPE_CHECKING:
-    from nbengine.batch import Batch, Sampled
+    from nbengine.batch import Sampled
     from nbengine.models.loading import LoadedModel
     from nbengine.sampler import LogprobTensors
 
 _SCORED = 256  # prompt positions whose logits are held together
+
+
+_WARM_TOKENS = 16
 
 
 @dataclass(slots=True)
@@ -96,9 +101,9 @@ class DeviceRunner:
             if samples:
                 slot.drawn[:samples].copy_(drawn[:samples], non_blocking=True)
             slot.ended.set()
-        except BaseException:
+        except BaseException as error:  # noqa: BLE001 - raised again, or by a better name
             self._staging.give_back(slot)
-            raise
+            raise told_apart(error, self.device) from None
         self._flights.append(flight)
 
     @torch.inference_mode()
@@ -114,6 +119,8 @@ class DeviceRunner:
             sampled.device_s = slot.ended.seconds_since(slot.began)
             for row, pieces in flight.prompt_logprobs.items():
                 sampled.prompt_logprobs[row] = [entry for piece in pieces for entry in logprob_entries(*piece)]
+        except RuntimeError as error:
+            raise told_apart(error, self.device) from None
         finally:
             self._staging.give_back(slot)
         return sampled
@@ -265,6 +272,35 @@ class DeviceRunner:
         )
         return inputs, self._samples.first(samples)
 
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Have the kernels of a prompt's step and of a token's compiled, loaded and captured, on steps of nobody's rows."""
+        if self.device.type != "cuda" or not self.ops.capturable:
+            return  # a reference reads what nobody's rows do not have
+        nobody = np.zeros(0, np.int32)
+        batch = Batch(0, nobody, nobody, nobody, nobody, nobody.reshape(0, 4), nobody.reshape(0, 2), nobody, nobody)
+        slot = self._staging.take()
+        tokens = min(_WARM_TOKENS, len(self._inputs.tokens))
+        self._send(batch, slot, 1, tokens, 1)
+        slot.numbers[HEADER + 3] = tokens  # where the one row that pads the step ends
+        self._staging.send(slot, packed_size(1, tokens, 1))
+        hidden, samples = self._forward(1, tokens, 1, [tokens], [tokens])
+        self.sampler.draw_plainly(self._logits(hidden.index_select(0, samples.last)), samples)
+        for _ in range(2):  # run, then captured
+            self._send(batch, slot, 1, 1, 1)
+            if (graphs := self._usable_graphs()) is None:
+                self._decode_and_draw(1)
+            else:
+                graphs.run(1, "draw", self._decode_and_draw)
+        slot.ended.set()
+        slot.ended.wait()
+        self._staging.give_back(slot)
+
+    def free(self) -> None:
+        """Give back what can be made again, for a step that found no memory."""
+        self._forget_graphs()
+        self.residence.empty_device_cache()
+
     # ── control, between steps, with none in flight ─────────────────────────────────────────────────────────────────
 
     def use(self, ops: dict[str, str | Callable[..., Any]]) -> None:
@@ -294,12 +330,12 @@ class DeviceRunner:
 
     def close(self) -> None:
         """Give every tensor back. Nothing can be run after this."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
         self._flights.clear()
         self._forget_graphs()
         for name in ("sampler", "tables", "_staging", "_inputs", "_samples", "_hidden", "_drawn"):
             self.__dict__.pop(name, None)
         if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
             torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001 - there is no public call that gives them back
+            torch._C._host_emptyCache()  # noqa: SLF001 - likewise, of pinned main memory
         self.residence.close()

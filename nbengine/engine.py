@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import threading
 import weakref
@@ -11,7 +12,7 @@ from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from nbengine.checks import checks_keywords
+from nbengine.checks import as_int, checks_keywords
 from nbengine.config import EngineConfig
 from nbengine.errors import EngineClosedError, NBEngineError
 from nbengine.front import Front
@@ -243,7 +244,10 @@ class Engine:
         self._mailbox.ask("reset_prefix_cache")
 
     def sleep(self, level: int = 1) -> None:
-        """Give the KV cache back (level 1), the weights too (level 2). Requests wait until `wake_up()`."""
+        """Give the GPU back: the weights go to main memory (level 1) or altogether (level 2), and the KV cache is freed.
+
+        On a CPU level 1 frees the cache alone. Requests wait until `wake_up()`.
+        """
         if level not in {1, 2}:
             raise ValueError(f"level must be 1 (give back the KV cache) or 2 (the weights too), not {level!r}")
         self._mailbox.ask("sleep", level)
@@ -253,6 +257,18 @@ class Engine:
         """Undo `sleep()`; what was running is computed again and goes on."""
         self._mailbox.ask("wake_up")
         self.sleep_level = 0
+
+    def resize_kv_cache(self, num_blocks: int) -> None:
+        """Another number of KV blocks while it runs; whoever runs is computed again and goes on.
+
+        MemoryError where there is no room for so many: then the engine keeps what it had.
+        """
+        if as_int(num_blocks) is None:
+            raise TypeError(f"num_blocks must be a whole number, not {num_blocks!r}")
+        self._mailbox.ask("resize", num_blocks)
+        memory = self.info.memory
+        resized = dataclasses.replace(memory, num_blocks=num_blocks, kv_cache=num_blocks * memory.block_bytes)
+        self.info = dataclasses.replace(self.info, memory=resized)
 
     def update_weights(self, weights: Mapping[str, Any]) -> None:
         """Put new values into weights, by their names in the checkpoint; what is running is computed again under them."""

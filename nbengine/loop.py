@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nbengine import switch_interval
 from nbengine.bell import Reply
 from nbengine.core import EngineCore, NewRequest
-from nbengine.errors import EngineClosedError, EngineDeadError, EnginePausedError, NBEngineError, without_frames
+from nbengine.errors import DeviceLostError, EngineClosedError, EngineDeadError, EnginePausedError, NBEngineError, without_frames
 
 if TYPE_CHECKING:
     from nbengine.mailbox import Mailbox
@@ -119,7 +119,8 @@ class EngineLoop:
             with contextlib.suppress(Exception):  # a loop that met an error may have left anything behind
                 for request_id in list(core.requests):
                     core.end(request_id)
-            core.runner.close()
+            with contextlib.suppress(RuntimeError):  # a GPU that is lost gives nothing back
+                core.runner.close()
 
     def _take_messages(self) -> None:
         while (message := self.mailbox.take()) is not None:
@@ -290,6 +291,11 @@ class EngineLoop:
         self.asleep = True
         self._stall()
 
+    def _on_resize(self, num_blocks: int) -> None:
+        if self.asleep:
+            raise EnginePausedError("the engine is asleep: call engine.wake_up() first")
+        self.core.resize(num_blocks)
+
     def _on_wake_up(self) -> None:
         self.core.runner.wake_up()
         self.asleep = False
@@ -314,4 +320,6 @@ class EngineLoop:
 
 
 def _dead(error: BaseException) -> EngineDeadError:
+    if isinstance(error, DeviceLostError):
+        return EngineDeadError(str(error))
     return EngineDeadError(f"the engine stopped at an error: {type(error).__name__}: {error}. Close it and make a new one")

@@ -85,5 +85,4 @@ class Residence:
 
     def empty_device_cache(self) -> None:
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()

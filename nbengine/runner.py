@@ -117,6 +117,13 @@ class LocalRunner:
             self.residence.model.lay_out()
         self.sampler.op = self.loaded.ops.sample
 
+    def free(self) -> None:
+        """Give back what can be made again, for a step that found no memory."""
+        self.residence.empty_device_cache()
+
+    def warm_up(self) -> None:
+        """There is nothing to compile."""
+
     def resize(self, num_blocks: int) -> None:
         self.residence.resize(num_blocks)
 

@@ -433,6 +433,20 @@ class Scheduler:
                     self._release(sequence)
         return updates
 
+    def postpone(self, batch: Batch) -> None:
+        """A step could not be computed: whoever was in it gives back its blocks and waits. No other may be in flight."""
+        plan = self.in_flight.pop(batch.step)
+        assert not self.in_flight
+        self.pool.forget()
+        for sequence in plan.samples:
+            sequence.pending -= 1
+        for sequence in plan.everyone:
+            sequence.in_flight -= 1
+            if sequence.finish_reason is None:
+                self._preempt(sequence)
+            elif sequence.row >= 0:
+                self._release(sequence)
+
     def _scores(self, plan: Plan, sampled: Sampled) -> dict[Sequence, list[TokenLogprobs]]:
         """The log-probabilities of prompt positions that had not been given out before a preemption."""
         scores = {}

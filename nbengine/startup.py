@@ -183,6 +183,9 @@ def _build(config: EngineConfig, folder: Path, progress: Progress) -> tuple[Engi
         prefix_caching=config.enable_prefix_caching,
         rotation=loaded.spec if loaded.rope_by_length else None,
     )
+    if _overlaps(loaded):
+        progress("warming up", 0, 0)
+        runner.warm_up()
     core = EngineCore(
         scheduler,
         runner,

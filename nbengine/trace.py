@@ -26,6 +26,7 @@ class StepRecord:
     ("seal", block, digest)        full and final: can be found by its content
     ("free", block, uid)           one holder less
     ("forget",)                    the prefix cache was emptied
+    ("resize", blocks)             there are so many blocks now, all of them blank
     """
 
     step: int
@@ -153,6 +154,9 @@ class PoolState:
                 self.blank.append(block)
             else:
                 self.cached[block] = None
+
+    def _resize(self, num_blocks: int) -> None:
+        self.__init__(num_blocks)  # type: ignore[misc] # all of it is as new
 
     def _forget(self) -> None:
         self.blank.extend(self.cached)

@@ -93,7 +93,7 @@ def load_model(folder: Path, config: EngineConfig, max_model_len: Callable[[int]
     checkpoint = None if config.load_format == "dummy" else Checkpoint(folder)
     spec = believe_weights(spec, checkpoint)
     dtype = pick_dtype(config.dtype, spec.dtype, device, spec.parameter_count())
-    ops = Ops.default(device)
+    ops = Ops.default(device, invariant=_invariant(config, device))
     length = max_model_len(spec.max_position_embeddings)
 
     def build() -> Decoder:
@@ -116,6 +116,12 @@ def load_model(folder: Path, config: EngineConfig, max_model_len: Callable[[int]
         spec=spec,
         info={"architecture": spec.architecture, "implementation": "nbengine", "parameters": spec.parameter_count()},
     )
+
+
+def _invariant(config: EngineConfig, device: torch.device) -> bool:
+    if config.deterministic and device.type != "cuda":
+        raise ValueError("deterministic=True needs an NVIDIA GPU: on a CPU the libraries' products differ with the number of rows")
+    return config.deterministic
 
 
 def has_spec(read: Mapping[str, Any], model_impl: str) -> bool:
