@@ -77,7 +77,7 @@ def test_tales_differs_from_transformers_only_where_its_own_margin_is_below_bf16
         {"temperature": 0, "stop": ["and"]},
         {"seed": 2, "logprobs": 4, "prompt_logprobs": 2},
     ],
-    ids=lambda params: "-".join(params),
+    ids="-".join,
 )
 def test_float32_gives_the_tokens_of_the_cpu(params):
     found = []
