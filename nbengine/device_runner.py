@@ -99,7 +99,9 @@ class DeviceRunner:
             else:
                 drawn = self._compute(batch, flight)
             if samples:
-                slot.drawn[:samples].copy_(drawn[:samples], non_blocking=True)
+                first = self._staging.first
+                source = first(drawn, samples) if drawn is self._drawn else drawn
+                first(slot.drawn, samples).copy_(source, non_blocking=True)
             slot.ended.set()
         except BaseException as error:  # noqa: BLE001 - raised again, or by a better name
             self._staging.give_back(slot)
@@ -114,7 +116,7 @@ class DeviceRunner:
         slot, batch = flight.slot, flight.batch
         try:
             slot.ended.wait()
-            tokens = slot.drawn[: len(batch.sample_rows)].numpy().copy()
+            tokens = slot.drawn_numbers[: len(batch.sample_rows)].copy()
             sampled = self.sampler.collect(tokens, batch.sample_rows, flight.drawing)
             sampled.device_s = slot.ended.seconds_since(slot.began)
             for row, pieces in flight.prompt_logprobs.items():

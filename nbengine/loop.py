@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import threading
 import traceback
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("nbengine")
 _IN_FLIGHT = {"add", "cancel", "cancel_all", "request_ids"}  # what may be done while steps are in flight
 LOOK_AGAIN = (0.001, 0.05)  # seconds until a policy that lets nobody run is asked again, first and last
+YIELD = 0.005  # seconds between two turns of the asyncio loop while steps follow each other
 PATIENCE = 1.0  # seconds of that until those who wait are told
 
 
@@ -47,6 +49,7 @@ class EngineLoop:
         self.paused = False
         self.asleep = False
         self._working = False
+        self._lost = False  # the GPU
         self._idle = 0.0  # seconds that a policy has let nobody run
 
     # ── the thread ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -57,6 +60,7 @@ class EngineLoop:
                 loop.run_until_complete(self._main(loop))
         except BaseException as error:  # noqa: BLE001 - told to everybody who waits
             reason: NBEngineError = _dead(error)
+            self._lost = isinstance(error, DeviceLostError)
             if self.ready.answered:
                 log.error("the engine's loop met an error:\n%s", traceback.format_exc())  # noqa: TRY400 - as text: a record keeps no frames
                 without_frames(error)
@@ -70,9 +74,11 @@ class EngineLoop:
             self.mailbox.ended.give(None)
 
     async def _main(self, loop: asyncio.AbstractEventLoop) -> None:
+        switch_interval.wake_promptly()
         self.core = self.build()
         self.ready.give(self.core)
         bell = asyncio.Event()
+        yielded = perf_counter()
 
         def wake() -> None:
             loop.call_soon_threadsafe(bell.set)
@@ -86,7 +92,9 @@ class EngineLoop:
                 again = self._look_again_in(self._step())
             if again == 0:
                 self._work()
-                await asyncio.sleep(0)
+                if perf_counter() > yielded + YIELD:  # each time costs a turn of the loop, and the interpreter where a cell is busy
+                    await asyncio.sleep(0)
+                    yielded = perf_counter()
             elif not self.closing and self.mailbox.sleep(wake):
                 self._rest()
                 timer = None if again is None else loop.call_later(again, bell.set)
@@ -119,7 +127,9 @@ class EngineLoop:
             with contextlib.suppress(Exception):  # a loop that met an error may have left anything behind
                 for request_id in list(core.requests):
                     core.end(request_id)
-            with contextlib.suppress(RuntimeError):  # a GPU that is lost gives nothing back
+            if self._lost:  # nothing comes back from there, and to free a part of it would end the process
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(core.runner))
+            else:
                 core.runner.close()
 
     def _take_messages(self) -> None:

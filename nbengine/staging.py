@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_VIEWS = 4096
+
+
 class Mark:
     """A point in a device's work; on a CPU, where nothing is left to be done, it has always been passed."""
 
@@ -44,6 +47,7 @@ class Slot:
         self.sent = torch.empty(size, dtype=torch.int32, pin_memory=self._pinned)
         self.numbers: NDArray[np.int32] = self.sent.numpy()
         self.drawn = torch.empty(samples, dtype=torch.int64, pin_memory=self._pinned)
+        self.drawn_numbers: NDArray[np.int64] = self.drawn.numpy()
         self.began, self.ended = Mark(device), Mark(device)
 
     def need(self, size: int) -> None:
@@ -59,6 +63,7 @@ class Staging:
     def __init__(self, size: int, samples: int, device: torch.device) -> None:
         self.device = device
         self.step = torch.zeros(size, dtype=torch.int32, device=device)  # a fixed place: graphs read it
+        self._views: dict[tuple[int, int], torch.Tensor] = {}
         self._updates = torch.zeros(size, dtype=torch.int32, device=device)
         self._samples = samples
         self._free: list[Slot] = []
@@ -71,7 +76,17 @@ class Staging:
 
     def send(self, slot: Slot, count: int) -> torch.Tensor:
         """The first `count` of the slot's numbers go to the fixed place."""
-        return self.step[:count].copy_(slot.sent[:count], non_blocking=True)
+        return self.first(self.step, count).copy_(self.first(slot.sent, count), non_blocking=True)
+
+    def first(self, tensor: torch.Tensor, count: int) -> torch.Tensor:
+        """A view of a lasting tensor's first numbers, made once: whatever is asked of torch lets go of the interpreter, which may be long away."""
+        key = tensor.data_ptr(), count
+        view = self._views.get(key)
+        if view is None:
+            if len(self._views) > _VIEWS:
+                self._views.clear()
+            view = self._views[key] = tensor[:count]
+        return view
 
     def send_updates(self, slot: Slot, first: int, count: int) -> torch.Tensor:
         """`count` of the slot's numbers from `first` on, to where the next ones will be put too."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import sys
 import threading
 
-WORKING = 1e-4  # seconds; CPython's default of 5 ms would be added to every step, several times over
+WORKING = 5e-6  # seconds; CPython's default of 5 ms would be added to every step, several times over
+_PR_SET_TIMERSLACK = 29
 
 _lock = threading.Lock()
 _working = 0  # engines; the interval is the process's, and so must their number be
@@ -28,5 +31,12 @@ def end() -> None:
     global _working  # noqa: PLW0603 - see there
     with _lock:
         _working -= 1
-        if _working == 0 and _before > WORKING and abs(sys.getswitchinterval() - WORKING) < WORKING / 10:
+        if _working == 0 and _before > WORKING and abs(sys.getswitchinterval() - WORKING) < WORKING / 2:
             sys.setswitchinterval(_before)
+
+
+def wake_promptly() -> None:
+    """Have Linux end the waits of the calling thread on time: by default they last 50 microseconds longer, tenfold the interval."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
