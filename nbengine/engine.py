@@ -301,6 +301,10 @@ class Engine:
         """
         return self._served.open(self, host=host, port=port, api_key=api_key, **options)
 
+    def unserve(self) -> int:
+        """Close every server of this engine; how many there were."""
+        return self._served.close()
+
     def http_stats(self) -> dict[str, Any]:
         """What goes over this engine's servers at this moment: plain values, safe to keep; zeros when there is no server."""
         return self._served.stats()

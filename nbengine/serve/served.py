@@ -48,7 +48,9 @@ class Served:
         servers = [{"url": one.url, "socket": one.options.uds, "models": list(one.names)} for one in self.listeners if not one.closed]
         return {"servers": servers, **self.traffic.stats()}
 
-    def close(self) -> None:
-        """Close all."""
-        for listener in self.listeners:
+    def close(self) -> int:
+        """Close all; how many were open."""
+        listening = [one for one in self.listeners if not one.closed]
+        for listener in listening:
             listener.close()
+        return len(listening)
