@@ -224,6 +224,6 @@ def test_a_silent_stream_gets_comments_that_clients_pass_over(server, engine, mo
         "POST", f"{server.url}/v1/completions", headers={"Authorization": f"Bearer {server.api_key}"}, json=body, timeout=30
     ) as stream:
         parts = stream.iter_text()
-        assert next(parts) == ": ping\n\n"
+        assert next(parts).startswith(": ping\n\n")
         engine.resume()
         assert "".join(parts).endswith("data: [DONE]\n\n")
