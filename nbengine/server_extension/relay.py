@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from tornado.httputil import HTTPHeaders
@@ -65,7 +66,7 @@ class RelayHandler(OpenAIHandler):
             return
         with self.app.activity.of(engine.kernel_id, engine.label):
             try:
-                await self._exchange.run(str(self.request.method), path, headers, body)
+                await self._exchange.run(str(self.request.method), quote(path), headers, body)
             except EngineGoneError:
                 if not self._left.done():
                     self._break_off(engine)
