@@ -21,11 +21,13 @@ from nbengine.progress import ProgressBars
 from nbengine.prompts import Prompt, read_prompt
 from nbengine.request import Request
 from nbengine.sampling_params import SamplingParams
+from nbengine.serve.served import Served
 from nbengine.startup import EngineInfo, start
 from nbengine.waiting import gather, wait_all
 
 if TYPE_CHECKING:
     from nbengine.outputs import RequestOutput
+    from nbengine.serve.server import Server
     from nbengine.tokenizer import Tokenizer
     from nbengine.trace import StepRecord, Trace
 
@@ -67,7 +69,8 @@ class Engine:
         self._scheduler = started.scheduler
         self._tokenizer = started.tokenizer
         self.front = Front(f"{name}-front")
-        self._close = weakref.finalize(self, _shut_down, self._mailbox, started.thread, self.front)
+        self._served = Served()
+        self._close = weakref.finalize(self, _shut_down, self._mailbox, started.thread, self.front, self._served)
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -248,11 +251,13 @@ class Engine:
             raise ValueError(f"level must be 1 (give back the KV cache) or 2 (the weights too), not {level!r}")
         self._mailbox.ask("sleep", level)
         self.sleep_level = level
+        self._served.tell("asleep")
 
     def wake_up(self) -> None:
         """Undo `sleep()`; what was running is computed again and goes on."""
         self._mailbox.ask("wake_up")
         self.sleep_level = 0
+        self._served.tell("ready")
 
     def update_weights(self, weights: Mapping[str, Any]) -> None:
         """Put new values into weights, by their names in the checkpoint; what is running is computed again under them."""
@@ -282,6 +287,27 @@ class Engine:
             "generation_tokens": scheduler.generation_tokens,
             "last_step_ms": None if last is None else round(1e3 * last.duration, 3),
         }
+
+    # ── serving ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def serve(self, host: str = "127.0.0.1", port: int = 0, api_key: str | None = None, **options: Any) -> Server:
+        """Answer OpenAI clients at an address of this machine until the server, or the engine, is closed.
+
+        `options` are those of `nbengine.serve.serve_options.ServeOptions`. Without an api_key only this machine can reach it,
+        and clients send the random key that the server has.
+
+        >>> server = engine.serve()                                                            # doctest: +SKIP
+        >>> client = openai.OpenAI(base_url=server.base_url, api_key=server.api_key)           # doctest: +SKIP
+        """
+        return self._served.open(self, host=host, port=port, api_key=api_key, **options)
+
+    def unserve(self) -> int:
+        """Close every server of this engine; how many there were."""
+        return self._served.close()
+
+    def http_stats(self) -> dict[str, Any]:
+        """What goes over this engine's servers at this moment: plain values, safe to keep; zeros when there is no server."""
+        return self._served.stats()
 
     def get_tokenizer(self) -> Tokenizer:
         """The engine's own tokenizer; its `.hf` is the transformers object."""
@@ -345,8 +371,9 @@ def spread(name: str, given: Any, count: int, kind: type) -> list[Any]:
     return list(given)
 
 
-def _shut_down(mailbox: Mailbox, thread: threading.Thread, front: Front) -> None:
+def _shut_down(mailbox: Mailbox, thread: threading.Thread, front: Front, served: Served) -> None:
     """Runs once, when an engine is closed or collected, or at exit; holds nothing of the engine."""
+    served.close()
     front.close()
     with contextlib.suppress(NBEngineError):
         mailbox.call("close")
