@@ -89,7 +89,7 @@ def list_files(folder: str | Path | None = None) -> list[tuple[Path, Announcemen
         if started(told["pid"]) != told["started"]:
             remove(file)
         else:
-            found.append((told["started"], told["pid"], file.name, file, told))
+            found.append((told["started"], told["pid"], int(file.stem.rpartition("-")[2]), file, told))
     return [(file, told) for *_, file, told in sorted(found, key=lambda one: one[:3])]
 
 

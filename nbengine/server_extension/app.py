@@ -18,7 +18,7 @@ class NBEngineApp(ExtensionApp):
     name = "nbengine"
     extension_url = "/nbengine/"
 
-    max_body_size = Integer(16 << 20, min=1, help="The largest body of a request, in bytes.").tag(config=True)
+    max_body_size = Integer(8 << 20, min=1, help="The largest body of a request, in bytes.").tag(config=True)
 
     engines: Engines
     activity: Activity
@@ -36,6 +36,7 @@ class NBEngineApp(ExtensionApp):
             (r"/nbengine/health", fleet.HealthHandler),
             (r"/nbengine/load", fleet.LoadHandler),
             (r"/nbengine/metrics", fleet.MetricsHandler),
+            (r"/nbengine/openapi\.json", fleet.OpenAPIHandler),
             (r"/nbengine/version", fleet.VersionHandler),
             (r"/nbengine/kernels/([^/]+)(/.+)", relay.KernelHandler),
             (r"/nbengine(/v1/.+|/tokenize|/detokenize)", relay.ModelHandler),

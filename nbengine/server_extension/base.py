@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -9,7 +10,8 @@ from jupyter_server.auth.decorator import authorized
 from jupyter_server.base.handlers import APIHandler
 from tornado.web import HTTPError, authenticated
 
-from nbengine.server_extension.errors import APIError, as_api_error
+from nbengine.serve.refusal import Refusal
+from nbengine.server_extension.refusals import as_refusal
 
 if TYPE_CHECKING:
     from nbengine.server_extension.app import NBEngineApp
@@ -51,15 +53,13 @@ class OpenAIHandler(APIHandler):
 
     def refuse_stranger(self) -> None:
         sent = "the API key is not one of this server's" if "Authorization" in self.request.headers else "no API key was sent"
-        raise APIError(401, f"{sent}: {KEY}")
+        raise Refusal(401, f"{sent}: {KEY}", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        error = as_api_error(status_code, kwargs.get("exc_info", (None, None))[1])
-        if error.retry_after is not None:
-            self.set_header("Retry-After", str(error.retry_after))
-        if status_code == 401:
-            self.set_header("WWW-Authenticate", "Bearer")
-        self.finish(error.body)
+        refusal = as_refusal(status_code, kwargs.get("exc_info", (None, None))[1])
+        for name, value in refusal.headers.items():
+            self.set_header(name, value)
+        self.finish(json.dumps(refusal.body()))
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         """Answers that are no fault of ours stand in the server's log as every request does, where no token is shown."""

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 from nbengine.errors import nearest
 from nbengine.serve import announce
-from nbengine.server_extension.errors import APIError, unavailable
+from nbengine.serve.refusal import Refusal
+from nbengine.server_extension.refusals import unavailable
 
 SHORT = 8  # of a kernel's id: what names carry
 LABEL = re.compile(r"([0-9a-zA-Z_-]+?)(?:\.(\d+))?")
@@ -32,10 +33,19 @@ class Engine:
     socket: str | None = None
 
     @property
+    def short(self) -> str:
+        """What follows the @ in a model's full name: the kernel, and the last engine in it that serves the model."""
+        return self.kernel_id[:SHORT]
+
+    @property
     def label(self) -> str:
-        """What follows the @ in a model's full name: the kernel, and which of its engines where it has several."""
-        short = self.kernel_id[:SHORT]
-        return f"{short}.{self.number}" if self.number else short
+        """What it alone is called."""
+        return f"{self.short}.{self.number}"
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The same, in metrics."""
+        return {"kernel": self.short, "server": str(self.number)}
 
     def called(self, label: str) -> bool:
         """Is this a name of it: a beginning of its kernel's id that is long enough, with or without its number."""
@@ -73,48 +83,50 @@ class Engines:
         """The engine that a client's model name means, and that model's name there."""
         engines = self.live()
         name, at, label = model.rpartition("@")
-        found = [(engine, model) for engine in engines if model in engine.models]
+        found = [(engine, model) for engine in _latest(engines, model)]
         if not found and at:
-            found = [(engine, name) for engine in engines if name in engine.models and engine.called(label)]
+            found = [(engine, name) for engine in _latest([engine for engine in engines if engine.called(label)], name)]
         if len(found) == 1:
             return _awake(*found[0])
         if found:
-            names = " or ".join(repr(f"{plain}@{engine.label}") for engine, plain in found)
-            raise APIError(400, f"{len(found)} engines serve {model!r}: ask for {names}", code="ambiguous_model", param="model")
+            names = " or ".join(repr(f"{plain}@{engine.short}") for engine, plain in found)
+            raise Refusal(400, f"{len(found)} kernels serve {model!r}: ask for {names}", code="ambiguous_model", param="model")
         if self._restarted(model) or (at and self._restarted(name, label)):
             message = f"the kernel that served {model!r} was restarted and does not serve it yet: run its %engine load and %engine serve"
             raise unavailable(message, "kernel_restarted")
-        raise APIError(404, f"no model {model!r} is served here: {self.offer(engines, model)}", code="model_not_found", param="model")
+        raise Refusal(404, f"no model {model!r} is served here: {self.offer(engines, model)}", code="model_not_found", param="model")
 
     def only(self) -> Engine:
         """The engine for a request that names no model."""
         engines = self.live()
+        kernels = {engine.kernel_id for engine in engines}
         if not engines:
             raise unavailable(self.offer(engines), "no_engine")
-        if len(engines) > 1:
-            raise APIError(400, f"name the model: {self.offer(engines)}", code="missing_model", param="model")
-        return _awake(engines[0], "")[0]
+        if len({engine.models for engine in engines}) > 1 or len(kernels) > 1:
+            raise Refusal(400, f"name the model: {self.offer(engines)}", code="missing_model", param="model")
+        return _awake(engines[-1], "")[0]
 
     def called(self, label: str) -> Engine:
-        """The engine of a kernel."""
+        """The engine of a kernel, the last where it has several and the label has no number."""
         found = [engine for engine in self.live() if engine.called(label)]
-        if len(found) == 1:
-            return found[0]
+        if len({engine.kernel_id for engine in found}) > 1:
+            names = " or ".join(sorted({engine.kernel_id for engine in found}))
+            raise Refusal(400, f"{label!r} is the beginning of several kernels: {names}", code="ambiguous_kernel")
         if found:
-            names = " or ".join(engine.label for engine in found)
-            raise APIError(400, f"kernel {label} runs {len(found)} engines: name {names}", code="ambiguous_kernel")
+            return found[-1]
         if any(kernel.startswith(label) and announce.started(pid) is None for kernel, (pid, _) in self._seen.items()):
             raise unavailable(f"kernel {label} was restarted and does not serve yet: run its %engine serve", "kernel_restarted")
-        raise APIError(404, f"no kernel {label!r} serves an engine here", code="kernel_not_found")
+        raise Refusal(404, f"no kernel {label!r} serves an engine here", code="kernel_not_found")
 
     @staticmethod
     def names(engines: list[Engine]) -> dict[str, tuple[Engine, str]]:
-        """Every model under the name that clients see: its own where that is enough, else with the kernel behind an @."""
-        servers = [model for engine in engines for model in engine.models]
+        """Every model under the shortest name that means it, as `find` takes it."""
         shown = {}
         for engine in engines:
             for model in engine.models:
-                shown[model if servers.count(model) == 1 else f"{model}@{engine.label}"] = (engine, model)
+                latest = _latest(engines, model)
+                full = f"{model}@{engine.short if engine in latest else engine.label}"
+                shown[model if latest == [engine] else full] = (engine, model)
         return shown
 
     def offer(self, engines: list[Engine], model: str = "") -> str:
@@ -130,6 +142,11 @@ class Engines:
             model in models and announce.started(pid) is None and (label is None or kernel.startswith(label.partition(".")[0]))
             for kernel, (pid, models) in self._seen.items()
         )
+
+
+def _latest(engines: list[Engine], model: str) -> list[Engine]:
+    """Of each kernel the last engine that serves this: a cell that is run again makes another, and means that."""
+    return list({engine.kernel_id: engine for engine in engines if model in engine.models}.values())
 
 
 def _awake(engine: Engine, model: str) -> tuple[Engine, str]:

@@ -9,8 +9,8 @@ from typing import Any
 import nbengine
 from nbengine.server_extension.base import OpenAIHandler, may
 from nbengine.server_extension.engines import Engine
-from nbengine.server_extension.errors import unavailable
 from nbengine.server_extension.metrics import merge
+from nbengine.server_extension.refusals import unavailable
 from nbengine.server_extension.upstream import Answer, fetch
 
 
@@ -46,7 +46,7 @@ class ModelHandler(FleetHandler):
             if model["id"] == plain:
                 self.finish(json.dumps({**model, "id": name}))
                 return
-        raise unavailable(f"the engine of kernel {engine.label} does not answer", "engine_gone")
+        raise unavailable(f"the engine of kernel {engine.short} does not answer", "engine_gone")
 
 
 class HealthHandler(FleetHandler):
@@ -62,17 +62,24 @@ class HealthHandler(FleetHandler):
 class LoadHandler(FleetHandler):
     @may("read")
     async def get(self) -> None:
-        answers = await self.ask("/load")
-        self.finish(
-            json.dumps({"server_load": sum(json.loads(answer.body)["server_load"] for _, answer in answers if answer.status == 200)})
-        )
+        found = [(engine, json.loads(answer.body)) for engine, answer in await self.ask("/load") if answer.status == 200]
+        loads = {(engine.kernel_id, engine.models): told["server_load"] for engine, told in found}  # two servers of an engine tell the same
+        self.finish(json.dumps({"server_load": sum(loads.values())}))
 
 
 class MetricsHandler(FleetHandler):
     @may("read")
     async def get(self) -> None:
-        pages = {engine.label: answer.body.decode() for engine, answer in await self.ask("/metrics") if answer.status == 200}
+        pages = [(engine.labels, answer.body.decode()) for engine, answer in await self.ask("/metrics") if answer.status == 200]
         self.finish(merge(pages), set_content_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+class OpenAPIHandler(FleetHandler):
+    @may("read")
+    async def get(self) -> None:
+        from nbengine.serve.openapi import description
+
+        self.finish(json.dumps({**description(), "servers": [{"url": f"{self.base_url}nbengine"}]}))
 
 
 class VersionHandler(FleetHandler):

@@ -1,4 +1,4 @@
-"""The metrics of several engines as one page: each series carries the kernel that it is of."""
+"""The metrics of several engines as one page: each series carries labels of the engine that it is of."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from prometheus_client.registry import Collector
 
 
 class _Merged(Collector):
-    def __init__(self, pages: Mapping[str, str]) -> None:
+    def __init__(self, pages: Iterable[tuple[Mapping[str, str], str]]) -> None:
         self._pages = pages
 
     def collect(self) -> Iterable[Metric]:
         merged: dict[tuple[str, str], Metric] = {}
-        for label, page in self._pages.items():
+        for labels, page in self._pages:
             for family in text_string_to_metric_families(page):
                 one = merged.setdefault((family.name, family.type), Metric(family.name, family.documentation, family.type))
-                one.samples += [sample._replace(labels={**sample.labels, "kernel": label}) for sample in family.samples]
+                one.samples += [sample._replace(labels={**sample.labels, **labels}) for sample in family.samples]
         return merged.values()
 
 
-def merge(pages: Mapping[str, str]) -> bytes:
-    """Pages in Prometheus's text format, by the engine's label."""
+def merge(pages: Iterable[tuple[Mapping[str, str], str]]) -> bytes:
+    """Pages in Prometheus's text format, each with its engine's labels."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Merged(pages))
     return generate_latest(registry)

@@ -10,9 +10,10 @@ import msgspec
 from tornado.httputil import HTTPHeaders
 from tornado.web import stream_request_body
 
+from nbengine.serve.refusal import Refusal
 from nbengine.server_extension.base import OpenAIHandler, may
 from nbengine.server_extension.engines import Engine
-from nbengine.server_extension.errors import APIError, body, unavailable
+from nbengine.server_extension.refusals import unavailable
 from nbengine.server_extension.upstream import EngineGoneError, Exchange
 
 # Nothing else goes from one side to the other: no token or cookie to the kernel, nothing of the connection to the client.
@@ -55,7 +56,7 @@ class RelayHandler(OpenAIHandler):
     def taken(self) -> bytes:
         """The request's body."""
         if self._size > self.app.max_body_size:
-            raise APIError(413, f"the body has {self._size} bytes, and this server takes {self.app.max_body_size}")
+            raise Refusal(413, f"the body has {self._size} bytes, and this server takes {self.app.max_body_size}")
         return bytes(self._body)
 
     async def relay(self, engine: Engine, path: str, body: bytes) -> None:
@@ -71,7 +72,7 @@ class RelayHandler(OpenAIHandler):
                 if not self._left.done():
                     self._break_off(engine)
         if self._refused:
-            raise APIError(502, f"what listens at the address of kernel {engine.label} is not its engine: run its %engine serve again")
+            raise Refusal(502, f"what listens at the address of kernel {engine.short} is not its engine: run its %engine serve again")
 
     async def _take_head(self, status: int, headers: HTTPHeaders) -> None:
         self._refused = status in {401, 403}  # our secret, not the client's key
@@ -96,11 +97,12 @@ class RelayHandler(OpenAIHandler):
 
     def _break_off(self, engine: Engine) -> None:
         """The engine went in the middle: the client is not to take what it has for the whole."""
-        message = f"the engine of kernel {engine.label} has gone: its kernel was restarted or ended, or the engine was closed"
+        message = f"the engine of kernel {engine.short} has gone: its kernel was restarted or ended, or the engine was closed"
+        refusal = unavailable(message, "engine_gone")
         if not self._headers_written:
-            raise unavailable(message, "engine_gone")
+            raise refusal
         if self._headers.get("Content-Type", "").startswith(STREAM):
-            self.finish(b"\n\ndata: " + body(503, message, "engine_gone") + b"\n\n")
+            self.finish(b"\n\ndata: " + msgspec.json.encode(refusal.body()) + b"\n\n")
         else:
             connection: Any = self.request.connection
             connection.close()
@@ -116,7 +118,7 @@ class ModelHandler(RelayHandler):
             fields = msgspec.json.decode(taken, type=dict[str, msgspec.Raw])
             model = msgspec.json.decode(fields["model"], type=str | None) if "model" in fields else None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise APIError(400, f"the body has to be a JSON object whose `model` is a string: {error}", code="invalid_body") from None
+            raise Refusal(400, f"the body has to be a JSON object whose `model` is a string: {error}", code="invalid_body") from None
         if model is None:
             engine = self.app.engines.only()
         else:
@@ -141,6 +143,6 @@ class KernelHandler(RelayHandler):
 class NothingHandler(OpenAIHandler):
     @may("read")
     async def get(self) -> None:
-        raise APIError(404, f"there is nothing at {self.request.path}: clients take {self.base_url}nbengine/v1 as their base URL")
+        raise Refusal(404, f"there is nothing at {self.request.path}: clients take {self.base_url}nbengine/v1 as their base URL")
 
     post = get

@@ -56,7 +56,8 @@ class StatusHandler(OpenAIHandler):
         names = self.app.engines.names(engines)
         return [
             {
-                "kernel": engine.label,
+                "kernel": engine.short,
+                "number": engine.number,
                 "kernel_id": engine.kernel_id,
                 "notebook": notebooks.get(engine.kernel_id),
                 "state": engine.state,
@@ -67,7 +68,10 @@ class StatusHandler(OpenAIHandler):
         ]
 
     def _page(self, found: list[dict[str, Any]]) -> str:
-        cells = [(", ".join(one["models"]), one["kernel"], one["notebook"] or "", one["state"], str(one["requests"])) for one in found]
+        cells = [
+            (", ".join(one["models"]), f"{one['kernel']}.{one['number']}", one["notebook"] or "", one["state"], str(one["requests"]))
+            for one in found
+        ]
         rows = "\n".join("<tr>" + "".join(f"<td>{xhtml_escape(cell)}" for cell in row) for row in cells)
         table = TABLE.format(rows=rows) if found else f"<p>{xhtml_escape(self.app.engines.offer([]))}.</p>"
         return PAGE.format(table=table, url=xhtml_escape(self._url))

@@ -47,7 +47,7 @@ async def test_health_is_well_while_any_engine_is(serve, ask, kernels):
     one, two = await serve(), await serve(KERNELS[1])
     one.answers["/health"], two.answers["/health"] = 503, {}
     response = await ask("/health")
-    assert (response.code, json.loads(response.body)) == (200, {"engines": {ONE: 503, TWO: 200}})
+    assert (response.code, json.loads(response.body)) == (200, {"engines": {f"{ONE}.0": 503, f"{TWO}.0": 200}})
     two.answers["/health"] = 503
     assert (await ask("/health")).code == 503
 
@@ -65,9 +65,9 @@ async def test_each_series_of_the_metrics_carries_its_kernel(serve, ask):
     assert response.headers["Content-Type"].startswith("text/plain")
     lines = response.body.decode().splitlines()
     for label, value in ((ONE, 1.0), (TWO, 2.0)):
-        assert f'nbengine:num_requests_running{{kernel="{label}",model_name="tales"}} {value}' in lines
-        assert f'nbengine:prompt_tokens_total{{kernel="{label}",model_name="tales"}} {value}' in lines
-        assert f'nbengine:latency_seconds_bucket{{kernel="{label}",le="+Inf"}} {value}' in lines
+        assert f'nbengine:num_requests_running{{kernel="{label}",model_name="tales",server="0"}} {value}' in lines
+        assert f'nbengine:prompt_tokens_total{{kernel="{label}",model_name="tales",server="0"}} {value}' in lines
+        assert f'nbengine:latency_seconds_bucket{{kernel="{label}",le="+Inf",server="0"}} {value}' in lines
     assert lines.count("# TYPE nbengine:prompt_tokens_total counter") == 1
 
 
@@ -90,7 +90,7 @@ async def test_the_page_shows_engines_and_neither_secret_nor_address(serve, ask)
         assert str(engine.port) not in page
     [found] = json.loads((await ask("")).body)["engines"]
     assert found == {
-        "kernel": ONE, "kernel_id": KERNELS[0], "notebook": None, "state": "ready", "models": ["<b>tales</b>"], "requests": 0,
+        "kernel": ONE, "number": 0, "kernel_id": KERNELS[0], "notebook": None, "state": "ready", "models": ["<b>tales</b>"], "requests": 0,
     }  # fmt: skip
     assert "<b>" not in (await ask("/", headers={"Accept": "text/html"})).body.decode()
 

@@ -47,15 +47,20 @@ async def test_two_kernels_with_the_same_model_are_told_apart_by_its_full_name(s
         assert b"12345678901234567890123" in asked.body  # nothing but the name was changed
 
 
-async def test_two_engines_of_one_kernel_are_told_apart_by_their_number(serve, ask):
-    engines = [await serve(number=number) for number in (0, 3)]
+async def test_the_last_engine_of_a_kernel_answers_and_the_others_by_their_number(serve, ask):
+    engines = [await serve(number=number) for number in (2, 10)]
     for engine in engines:
         engine.answers["/v1/completions"] = {"by": engine.number}
     models = [model["id"] for model in json.loads((await ask("/v1/models")).body)["data"]]
-    assert models == [f"tales@{ONE}", f"tales@{ONE}.3"]
-    assert json.loads((await ask("/v1/completions", {"model": f"tales@{ONE}.3"})).body) == {"by": 3}
-    assert json.loads((await ask("/v1/completions", {"model": f"tales@{ONE}.0"})).body) == {"by": 0}
-    assert told(await ask("/v1/completions", {"model": f"tales@{ONE}"}))["code"] == "ambiguous_model"
+    assert models == [f"tales@{ONE}.2", "tales"]
+    for name, number in [("tales", 10), (f"tales@{ONE}", 10), (f"tales@{ONE}.2", 2), (f"tales@{ONE}.10", 10)]:
+        assert json.loads((await ask("/v1/completions", {"model": name})).body) == {"by": number}
+    assert json.loads((await ask("/v1/completions", {"prompt": "x"})).body) == {"by": 10}
+    assert json.loads((await ask(f"/kernels/{ONE}/v1/completions", BODY)).body) == {"by": 10}
+    assert json.loads((await ask(f"/kernels/{ONE}.2/v1/completions", BODY)).body) == {"by": 2}
+    for engine in engines:
+        engine.answers["/load"] = {"server_load": 3}
+    assert json.loads((await ask("/load")).body) == {"server_load": 3}
 
 
 async def test_the_full_name_works_where_the_plain_one_is_enough_and_a_models_own_at_is_no_kernel(serve, ask):
