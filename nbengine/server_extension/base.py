@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -25,7 +26,15 @@ def may(action: str) -> Callable[[Method], Method]:
 
     def decorate(method: Method) -> Method:
         checked: Any = authorized(action)
-        return cast("Method", authenticated(checked(method)))
+        checked = authenticated(checked(method))
+
+        @functools.wraps(method)
+        async def asked(self: OpenAIHandler, *args: str) -> None:
+            if self.wrong is not None:
+                raise self.wrong
+            await checked(self, *args)
+
+        return cast("Method", asked)
 
     return decorate
 
@@ -34,6 +43,7 @@ class OpenAIHandler(APIHandler):
     """Authenticated as the rest of the server is."""
 
     auth_resource = "nbengine"
+    wrong: HTTPError | None = None  # what was seen to be wrong before the body was there
 
     @property
     def app(self) -> NBEngineApp:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import msgspec
 from tornado.httputil import HTTPHeaders
-from tornado.web import stream_request_body
+from tornado.web import HTTPError, stream_request_body
 
 from nbengine.serve.refusal import Refusal
 from nbengine.server_extension.base import OpenAIHandler, may
@@ -21,6 +21,7 @@ THERE = ("Accept", "Content-Type", "User-Agent", "X-Request-Id")
 BACK = ("Cache-Control", "Content-Length", "Content-Type", "Retry-After", "X-Accel-Buffering", "X-Request-Id")
 
 STREAM = "text/event-stream"
+DRAINED = 8  # times the largest body: as much of what is refused is read, and dropped, so that the client gets to read why
 
 
 @stream_request_body
@@ -39,12 +40,23 @@ class RelayHandler(OpenAIHandler):
         self._body = bytearray()
         self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    async def prepare(self) -> None:
+        """Before any of the body is read. A stranger's is, and is dropped: a client that is sending hears nothing."""
+        connection: Any = self.request.connection
+        connection.set_max_body_size(DRAINED * self.app.max_body_size)
+        try:
+            await super().prepare()
+        except HTTPError as error:
+            if self.request.method != "POST":
+                raise
+            self.wrong = error
+
     def data_received(self, chunk: bytes) -> None:
         self._size += len(chunk)
-        if self._size > self.app.max_body_size:
-            self._body.clear()  # the rest is read and dropped, so that the client gets to read why
-        else:
+        if self.wrong is None and self._size <= self.app.max_body_size:
             self._body += chunk
+        else:
+            self._body.clear()
 
     def on_connection_close(self) -> None:
         """The client has gone, so the engine need not go on."""
@@ -55,6 +67,7 @@ class RelayHandler(OpenAIHandler):
 
     def taken(self) -> bytes:
         """The request's body."""
+        assert self.wrong is None
         if self._size > self.app.max_body_size:
             raise Refusal(413, f"the body has {self._size} bytes, and this server takes {self.app.max_body_size}")
         return bytes(self._body)
@@ -140,7 +153,7 @@ class KernelHandler(RelayHandler):
         await self.relay(self.app.engines.called(label), path, self.taken())
 
 
-class NothingHandler(OpenAIHandler):
+class NothingHandler(RelayHandler):
     @may("read")
     async def get(self) -> None:
         raise Refusal(404, f"there is nothing at {self.request.path}: clients take {self.base_url}nbengine/v1 as their base URL")

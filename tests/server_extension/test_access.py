@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 
@@ -86,8 +87,18 @@ async def test_another_servers_token_and_the_kernels_secret_are_wrong(ask_plainl
         assert (await ask_plainly(COMPLETIONS, BODY, {"Authorization": f"Bearer {wrong}"})).code == 401
 
 
-async def test_a_strangers_large_body_is_refused_for_the_token(ask_plainly, engine):
-    assert (await ask_plainly(COMPLETIONS, {"prompt": "x" * 50_000})).code == 401
+@pytest.mark.parametrize("size", [50_000, 700_000])
+async def test_a_strangers_body_is_dropped_and_the_connection_goes_on(http_server, http_server_port, jp_base_url, engine, token, size):
+    body = json.dumps({"model": "tales", "prompt": "x" * size}).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", http_server_port[1])
+    for key, status in (("wrong", b"401"), ("wrong", b"401"), (token, b"200" if size < 100_000 else b"413")):
+        head = f"POST {jp_base_url}nbengine{COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        assert answer.split()[1] == status
+        [length] = [line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length")]
+        await reader.readexactly(int(length.split()[1]))
+    writer.close()
 
 
 async def test_a_browsers_request_needs_the_xsrf_token(ask_plainly, engine, browser):
