@@ -98,7 +98,9 @@ class EngineCommands:
         if "served_model_name" not in values:
             from nbengine.serve.server import names_of
 
-            values["served_model_name"] = list(dict.fromkeys([*names_of(engine.config.model), *([name] if name in self.session.engines else [])]))
+            values["served_model_name"] = list(
+                dict.fromkeys([*names_of(engine.config.model), *([name] if name in self.session.engines else [])])
+            )
         server = engine.serve(**values)
         if out is not None:
             self.session.bind(out, server)

@@ -19,4 +19,6 @@ def client(model: str | None = None) -> dict[str, str]:
     served = "; ".join(f"{', '.join(one['models'])} by process {one['pid']}" for one in live) or "none"
     if not found:
         raise LookupError(f"no server of {model or 'a model'} is running here: start one with engine.serve(). Running: {served}")
-    raise LookupError(f"{len(found)} servers would do; running: {served}. Name a model, or make a client from server.base_url and server.api_key")
+    raise LookupError(
+        f"{len(found)} servers would do; running: {served}. Name a model, or make a client from server.base_url and server.api_key"
+    )

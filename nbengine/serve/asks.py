@@ -85,7 +85,10 @@ def refuse_unbuilt(body: Any) -> None:
     response_format = getattr(body, "response_format", None)
     if response_format is not None and response_format.type != "text":
         raise Refusal(
-            400, f"response_format {response_format.type!r} is not supported yet: only 'text' is", param="response_format", code="unsupported_field"
+            400,
+            f"response_format {response_format.type!r} is not supported yet: only 'text' is",
+            param="response_format",
+            code="unsupported_field",
         )
 
 
@@ -104,11 +107,10 @@ def naming_fields(fields: Sequence[str], function: Callable[[], Any], *, otherwi
 # ── completions ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def ask_completion(engine: Engine, body: CompletionRequest, most: int) -> Asked:
+def ask_completion(engine: Engine, body: CompletionRequest) -> Asked:
     """Queue a completion request's prompts; called from the front or from a thread of its own."""
     _check_sampled(body)
     prompts = _prompts(body.prompt)
-    _check_count(len(prompts), body, "prompt", most)
     params = _params(engine, body)
     silent = bool(body.echo) and body.max_tokens == 0
     params.max_tokens = COMPLETION_TOKENS if body.max_tokens is msgspec.UNSET else 1 if silent else body.max_tokens  # type: ignore[assignment]
@@ -142,20 +144,23 @@ def _prompts(given: Any) -> list[Prompt]:
         return [given]
     if all(isinstance(one, str) for one in given) or all(isinstance(one, list) for one in given):
         return list(given)
-    raise Refusal(400, "prompt must be a text, a list of texts, token ids, or a list of lists of token ids", param="prompt", code="invalid_type")
+    raise Refusal(
+        400, "prompt must be a text, a list of texts, token ids, or a list of lists of token ids", param="prompt", code="invalid_type"
+    )
 
 
 # ── chat ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def ask_chat(engine: Engine, body: ChatRequest, most: int) -> Asked:
+def ask_chat(engine: Engine, body: ChatRequest) -> Asked:
     """Queue a conversation; called from the front or from a thread of its own."""
     _check_sampled(body)
-    _check_count(1, body, "n", most)
     if body.top_logprobs is not None and not body.logprobs:
         raise Refusal(400, "top_logprobs needs logprobs=true", param="top_logprobs", code="invalid_value")
     if None not in {body.max_tokens, body.max_completion_tokens} and body.max_tokens != body.max_completion_tokens:
-        raise Refusal(400, "max_tokens is the older name of max_completion_tokens: send one of them", param="max_tokens", code="invalid_value")
+        raise Refusal(
+            400, "max_tokens is the older name of max_completion_tokens: send one of them", param="max_tokens", code="invalid_value"
+        )
     params = _params(engine, body)
     params.max_tokens = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     params.logprobs = (body.top_logprobs or 0) if body.logprobs else None
@@ -225,9 +230,7 @@ def deeper_than(value: Any, levels: int) -> bool:
     """Whether lists and dicts stand in one another more than this deep."""
     level = [value]
     while level and levels >= 0:
-        level = [
-            inner for one in level for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, dict | list)
-        ]
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, dict | list)]
         levels -= 1
     return bool(level)
 
@@ -242,14 +245,6 @@ def _check_sampled(body: Sampled) -> None:
             raise Refusal(400, "include_obfuscation is not supported: leave it out", param="stream_options", code="unsupported_field")
     if body.stream and body.prompt_logprobs is not None:
         raise Refusal(400, "prompt_logprobs come with whole answers only: send stream=false", param="prompt_logprobs", code="invalid_value")
-
-
-def _check_count(prompts: int, body: Sampled, param: str, most: int) -> None:
-    count = prompts * max(1, body.n or 1)
-    if count > most:
-        raise Refusal(
-            400, f"this asks for {count} outputs at once, and this server takes at most {most}: send fewer", param="n" if (body.n or 1) > 1 else param
-        )
 
 
 def _params(engine: Engine, body: Sampled) -> SamplingParams:

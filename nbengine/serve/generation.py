@@ -53,7 +53,7 @@ class Generation(Handler):
     """What both have in common."""
 
     decoder: msgspec.json.Decoder[Any]
-    ask: Callable[[Engine, Any, int], Asked]
+    ask: Callable[[Engine, Any], Asked]
 
     def initialize(self, **given: Any) -> None:
         super().initialize(**given)
@@ -67,7 +67,9 @@ class Generation(Handler):
         name = self.listener.name_of(body.model)
         count = self._count(body)
         listener, traffic = self.listener, self.listener.traffic
-        listener.check_queue(listener.engine(), count)
+        listener.check_queue(
+            count, most=listener.engine().info.max_num_seqs + listener.options.max_queue, param="n" if (body.n or 1) > 1 else "prompt"
+        )
         began = monotonic()
         traffic.active_requests += 1
         traffic.open_sequences += count
@@ -97,8 +99,7 @@ class Generation(Handler):
         listener, ask = self.listener, type(self).ask
 
         def queue() -> Asked:
-            engine = listener.engine()
-            return ask(engine, body, listener.most_sequences(engine))
+            return ask(listener.engine(), body)
 
         if len(self.body) <= LONG:
             return queue()

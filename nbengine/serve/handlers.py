@@ -118,7 +118,9 @@ class Handler(RequestHandler):
         raise self._not_allowed("GET")
 
     def _not_allowed(self, instead: str) -> Refusal:
-        return Refusal(405, f"{self.request.method} is not taken here: send {instead}", code="method_not_allowed", headers={"Allow": instead})
+        return Refusal(
+            405, f"{self.request.method} is not taken here: send {instead}", code="method_not_allowed", headers={"Allow": instead}
+        )
 
     def compute_etag(self) -> str | None:
         return None
@@ -240,6 +242,9 @@ class Detokenize(Handler):
         outside = [token for token in body.tokens if not 0 <= token < engine.info.vocab_size]
         if outside:
             raise Refusal(
-                400, f"tokens hold {outside[0]}, and this vocabulary has {engine.info.vocab_size} tokens", param="tokens", code="invalid_value"
+                400,
+                f"tokens hold {outside[0]}, and this vocabulary has {engine.info.vocab_size} tokens",
+                param="tokens",
+                code="invalid_value",
             )
         self.tell({"prompt": engine.get_tokenizer().decode(body.tokens, skip_special_tokens=False)})

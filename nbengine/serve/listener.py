@@ -37,6 +37,7 @@ log = logging.getLogger("nbengine.serve")
 LOOK = 1.0  # seconds between two looks at streams that are silent or stalled
 SILENCE = 10.0  # seconds after which a stream gets a comment
 PATIENCE = 2.0  # seconds that what runs gets to end when a server is closed
+BACKLOG = 1024  # connections that may come at once
 MOST_PREPARING = 2  # threads for long prompts
 
 
@@ -52,7 +53,7 @@ class Listener:
         self.engine_of: Callable[[], Engine | None] = lambda: None  # a weak reference, once there is an engine
         self.secret = secrets.token_urlsafe(32)
         self.pacer = Pacer(front.loop)
-        self.preparing = ThreadPoolExecutor(MOST_PREPARING, thread_name_prefix=f"{front.name}-prompts")
+        self.preparing = ThreadPoolExecutor(MOST_PREPARING, thread_name_prefix=f"prompts-of-{front.name}")
         self.streams: set[Stream] = set()
         self.running: set[Generation] = set()  # what is being answered
         self.created = time()
@@ -86,12 +87,14 @@ class Listener:
         options = self.options
         try:
             if options.uds is not None:
-                sockets = [bind_unix_socket(options.uds, mode=0o600)]
+                sockets = [bind_unix_socket(options.uds, mode=0o600, backlog=BACKLOG)]
             else:
-                sockets = bind_sockets(options.port, options.host)
+                sockets = bind_sockets(options.port, options.host, backlog=BACKLOG)
         except OSError as error:
             where = options.uds or f"{options.host}:{options.port}"
-            raise OSError(f"cannot listen at {where}: {error.strerror or error}; choose another port, or port=0 for any that is free") from None
+            raise OSError(
+                f"cannot listen at {where}: {error.strerror or error}; choose another port, or port=0 for any that is free"
+            ) from None
         server = HTTPServer(
             application(self),
             max_header_size=64 << 10,
@@ -140,7 +143,7 @@ class Listener:
             self.closed = True
             if self._file is not None:
                 announce.remove(self._file)
-        if threading.current_thread().name == self.front.name:
+        if self.front.is_current:
             self._stop()
         else:
             with contextlib.suppress(NBEngineError):  # the front has ended before
@@ -181,7 +184,9 @@ class Listener:
         if engine is None or status in {"closed", "dead"}:
             raise Refusal(503, f"the engine is {status}", code=f"engine_{status}", headers={"Retry-After": "30"})
         if awake and status == "asleep":
-            raise Refusal(503, "the engine is asleep: wake it up with engine.wake_up()", code="engine_asleep", headers={"Retry-After": "30"})
+            raise Refusal(
+                503, "the engine is asleep: wake it up with engine.wake_up()", code="engine_asleep", headers={"Retry-After": "30"}
+            )
         return engine
 
     def name_of(self, asked: str | None) -> str:
@@ -192,15 +197,17 @@ class Listener:
         own = announce.kernel_id()
         if at and len(kernel) >= 4 and own is not None and own.startswith(kernel) and name in self.names:
             return asked
-        raise Refusal(404, f"the model {asked!r} is not served here; there is {', '.join(self.names)}", param="model", code="model_not_found")
+        raise Refusal(
+            404, f"the model {asked!r} is not served here; there is {', '.join(self.names)}", param="model", code="model_not_found"
+        )
 
-    def most_sequences(self, engine: Engine) -> int:
-        """Outputs that clients may wait for at once."""
-        return engine.info.max_num_seqs + self.options.max_queue
-
-    def check_queue(self, engine: Engine, count: int) -> None:
-        """Refuse what there is no place for in the queue."""
-        if self.traffic.open_sequences + count > self.most_sequences(engine):
+    def check_queue(self, count: int, *, most: int, param: str) -> None:
+        """Refuse more outputs than there is a place for, now or ever."""
+        if count > most:
+            raise Refusal(
+                400, f"this asks for {count} outputs at once, and this server takes {most}: send fewer", param=param, code="invalid_value"
+            )
+        if self.traffic.open_sequences + count > most:
             seconds = max(1, min(60, round(self.traffic.lasted)))
             raise Refusal(429, "the queue is full: try again later", code="queue_full", headers={"Retry-After": str(seconds)})
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Protocol
 
-SHARE = 0.1  # of its time that the front spends on streams before it lets tokens gather
+SHARE = 0.05  # of its time that the front spends on streams before it lets tokens gather
 LONGEST = 0.05  # seconds that a token may wait for others to be sent with
 
 
@@ -25,8 +25,8 @@ class Listening(Protocol):
 class Pacer:
     """Rung from the engine's thread, hundreds of times a step at best: a ring is two attribute writes and an append.
 
-    A stream that has sent nothing yet is served at once. The others gather until the front has rested nine times as long as
-    their last round took, at most LONGEST: one stream gets every token by itself, a thousand get a few at a time.
+    A stream that has sent nothing yet is served at once. The others gather until the front has rested nineteen times as long
+    as their last round took, at most LONGEST: one stream gets every token by itself, a thousand get a few at a time.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -23,7 +23,9 @@ TOKEN_IDS = list[int]
 Penalty = Annotated[float, known(minimum=-2.0, maximum=2.0)]
 Share = Annotated[float, known(minimum=0.0, maximum=1.0)]
 Count = Annotated[int, known(minimum=1)]
-Messages = Annotated[list[dict[str, Any]], known("the conversation, oldest message first; contents are text or lists of text parts", minItems=1)]
+Messages = Annotated[
+    list[dict[str, Any]], known("the conversation, oldest message first; contents are text or lists of text parts", minItems=1)
+]
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -64,7 +66,9 @@ class Sampled(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     skip_special_tokens: bool | None = None
     prompt_logprobs: Annotated[int, known(minimum=-1)] | None = None
     priority: Annotated[int | None, known("the smallest goes first, under a priority policy")] = None
-    request_id: Annotated[str, Meta(min_length=1, max_length=256, description="in place of the id that the answer would have")] | None = None
+    request_id: Annotated[str, Meta(min_length=1, max_length=256, description="in place of the id that the answer would have")] | None = (
+        None
+    )
     return_token_ids: Annotated[bool | None, known("token ids beside the text")] = None
     return_tokens_as_token_ids: Annotated[bool | None, known("tokens of logprobs as token_id:N")] = None
     add_special_tokens: bool | None = None
@@ -100,9 +104,7 @@ class CompletionRequest(Sampled, kw_only=True):
             ],
         ),
     ] = None
-    max_tokens: Annotated[
-        int | None | UnsetType, known("16 where it is left out; null: as many as there is room for", minimum=0)
-    ] = UNSET
+    max_tokens: Annotated[int | None | UnsetType, known("16 where it is left out; null: as many as there is room for", minimum=0)] = UNSET
     logprobs: Annotated[int, known(minimum=0)] | None = None
     echo: bool | None = None
     # not built

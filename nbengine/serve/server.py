@@ -93,7 +93,9 @@ class Server:
         return "\n".join([f"<Server of {', '.join(self.models)} at {self.url}>", *lines])
 
     def _repr_html_(self) -> str:
-        head = f"<b>{html.escape(', '.join(self.models))}</b> {'was' if self.closed else 'is'} served at <code>{html.escape(self.url)}</code>"
+        head = (
+            f"<b>{html.escape(', '.join(self.models))}</b> {'was' if self.closed else 'is'} served at <code>{html.escape(self.url)}</code>"
+        )
         rows = "".join(
             f"<tr><td style='text-align:left'>{html.escape(where)}</td><td style='text-align:left'><code>{html.escape(line)}</code></td></tr>"
             for where, line in ([] if self.closed else self.ways())

@@ -60,7 +60,9 @@ class Stream:
         self._tells_usage = options is not None and bool(options.include_usage)
         self._tells_usage_always = self._tells_usage and options is not None and bool(options.continuous_usage_stats)
         self._choices = [
-            _Choice(self, request, completion, place, names) for place, request in enumerate(asked.requests) for completion in request.completions
+            _Choice(self, request, completion, place, names)
+            for place, request in enumerate(asked.requests)
+            for completion in request.completions
         ]
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -279,4 +281,3 @@ class _Choice:
         if self._told_at is not None and new > 0 and self._completion.index == 0:
             self._stream.timed(at - self._told_at, new)
         self._told_at = at
-
