@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
-from jupyter_server._tz import utcnow
 from tornado.ioloop import PeriodicCallback
 
 EVERY = 1.0  # seconds between two marks while a request runs
@@ -50,7 +50,7 @@ class Activity:
             self._mark(kernel_id)
 
     def _mark(self, kernel_id: str) -> None:
-        now = utcnow()
+        now = datetime.now(UTC)
         self._settings["api_last_activity"] = now
         if kernel_id in self._manager:  # it may have been shut down meanwhile
             self._manager.get_kernel(kernel_id).last_activity = now

@@ -40,7 +40,7 @@ class RelayHandler(OpenAIHandler):
         self._body = bytearray()
         self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def prepare(self) -> None:
+    async def prepare(self) -> None:  # type: ignore[override]
         """Before any of the body is read. A stranger's is, and is dropped: a client that is sending hears nothing."""
         connection: Any = self.request.connection
         connection.set_max_body_size(DRAINED * self.app.max_body_size)

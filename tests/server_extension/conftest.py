@@ -6,12 +6,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from jupyter_server._tz import utcnow
 from pytest_jupyter.jupyter_server import *  # noqa: F403 - the fixtures and hooks of the plugin, for this folder alone
 from tornado.httpclient import HTTPClientError, HTTPResponse
 
@@ -29,7 +29,7 @@ def jp_server_config():
 def kernels(jp_serverapp) -> Iterator[dict[str, Any]]:
     """Two kernels that the server's manager believes to run."""
     known = jp_serverapp.kernel_manager._kernels
-    known.update({kernel_id: SimpleNamespace(last_activity=utcnow(), execution_state="idle") for kernel_id in KERNELS})
+    known.update({kernel_id: SimpleNamespace(last_activity=datetime.now(UTC), execution_state="idle") for kernel_id in KERNELS})
     yield known
     known.clear()
 

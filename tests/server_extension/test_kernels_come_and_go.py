@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from jupyter_server._tz import utcnow
 from stand_in import KERNELS, told
 
 PROMPT = {"model": "tales", "prompt": "The fox"}
@@ -83,7 +82,7 @@ async def test_a_loading_engine_is_503_and_found_when_it_is_ready(serve, ask):
 
 async def test_a_kernel_and_its_server_count_as_active_while_it_answers(serve, ask, kernels, extension, jp_serverapp):
     engine, other = await serve(), KERNELS[1]
-    long_ago = utcnow() - timedelta(hours=1)
+    long_ago = datetime.now(UTC) - timedelta(hours=1)
     for kernel in kernels.values():
         kernel.last_activity = long_ago
     jp_serverapp.kernel_manager.last_kernel_activity = long_ago
@@ -93,16 +92,16 @@ async def test_a_kernel_and_its_server_count_as_active_while_it_answers(serve, a
         for _ in range(2):
             jp_serverapp.web_app.settings["api_last_activity"] = kernels[KERNELS[0]].last_activity = long_ago
             await asyncio.sleep(1.2)
-            seen.append(utcnow() - kernels[KERNELS[0]].last_activity)
-            seen.append(utcnow() - jp_serverapp.web_app.settings["api_last_activity"])
+            seen.append(datetime.now(UTC) - kernels[KERNELS[0]].last_activity)
+            seen.append(datetime.now(UTC) - jp_serverapp.web_app.settings["api_last_activity"])
         handler.finish({})
 
     engine.answers[PATH] = answer
     assert (await ask(PATH, PROMPT)).code == 200
     assert max(seen) < timedelta(seconds=1.2)
     assert kernels[other].last_activity == long_ago
-    assert utcnow() - kernels[KERNELS[0]].last_activity < timedelta(seconds=1)
-    assert utcnow() - jp_serverapp.kernel_manager.last_kernel_activity < timedelta(seconds=1)
+    assert datetime.now(UTC) - kernels[KERNELS[0]].last_activity < timedelta(seconds=1)
+    assert datetime.now(UTC) - jp_serverapp.kernel_manager.last_kernel_activity < timedelta(seconds=1)
     kernels[KERNELS[0]].last_activity = long_ago
     await asyncio.sleep(1.2)
     assert kernels[KERNELS[0]].last_activity == long_ago  # it is over
@@ -110,7 +109,7 @@ async def test_a_kernel_and_its_server_count_as_active_while_it_answers(serve, a
 
 async def test_a_look_at_the_models_does_not_keep_a_kernel_alive(serve, ask, kernels):
     await serve()
-    long_ago = kernels[KERNELS[0]].last_activity = utcnow() - timedelta(hours=1)
+    long_ago = kernels[KERNELS[0]].last_activity = datetime.now(UTC) - timedelta(hours=1)
     for path in ("/v1/models", "/metrics", "/health", "/load", "/"):
         await ask(path)
     assert kernels[KERNELS[0]].last_activity == long_ago
