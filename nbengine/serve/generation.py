@@ -61,7 +61,7 @@ class Generation(Handler):
         self.left = False  # the client has
         self.waiting: Stream | Whole | None = None
 
-    async def post(self) -> None:
+    async def on_post(self) -> None:
         body: Sampled = self.read(self.decoder)
         self.user = body.user
         name = self.listener.name_of(body.model)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nbengine.serve")
 JSON = "application/json"
-DRAINED = 8  # times the largest body: as much of one that is too large is read, and dropped
+DRAINED, DRAINED_AT_LEAST = 8, 64 << 20  # times the largest body, bytes: as much of one that is too large is read, and dropped
 LONG = 20_000  # bytes of a body that is worked on in a thread of its own
 
 
@@ -31,7 +31,6 @@ LONG = 20_000  # bytes of a body that is worked on in a thread of its own
 class Handler(RequestHandler):
     """Checks the key before the body is read, bounds the body, and says what is wrong in OpenAI's shape."""
 
-    SUPPORTED_METHODS = ("GET", "POST")  # type: ignore[assignment]
     endpoint: str | None = None  # as counted; the path where it is one
     body = b""
 
@@ -39,6 +38,7 @@ class Handler(RequestHandler):
         self.listener = listener
         self._parts: list[bytes] = []
         self._size = 0
+        self._refusal: Refusal | None = None
 
     def set_default_headers(self) -> None:
         self.set_header("Server", f"nbengine/{nbengine.__version__}")
@@ -49,24 +49,37 @@ class Handler(RequestHandler):
     # ── coming in ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def prepare(self) -> None:
+        """Look at the headers. What is refused by them is refused when the body has come and been dropped: a client reads no
+        answer before it has sent its request, and finds only a broken connection if nobody reads that.
+        """
+        self._refusal = self._refused_by_headers()
+        drained = max(DRAINED * self.listener.options.max_body_size, DRAINED_AT_LEAST)
+        self.request.connection.set_max_body_size(drained)  # type: ignore[union-attr]
+        waits = self.request.headers.get("Expect", "").lower() == "100-continue"
+        if self._refusal is not None and (waits or self._length() > drained):
+            self._refusal.headers["Connection"] = "close"  # which tornado does to whoever is answered before the body came
+            raise self._refusal
+
+    def _refused_by_headers(self) -> Refusal | None:
         scheme, _, key = self.request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not self.listener.check_key(key.strip()):
-            raise Refusal(
+            return Refusal(
                 401,
                 "the key is missing or wrong: send it as 'Authorization: Bearer KEY' (api_key=... of an OpenAI client)",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        most = self.listener.options.max_body_size
-        # what is too large is read on for a while, and dropped: a client reads no answer before it has sent its request
-        self.request.connection.set_max_body_size(DRAINED * most)  # type: ignore[union-attr]
+        return self._too_large() if self._length() > self.listener.options.max_body_size else None
+
+    def _length(self) -> int:
         length = self.request.headers.get("Content-Length", "")
-        if length.isdecimal() and int(length) > most:
-            raise self._too_large()
+        return int(length) if length.isascii() and length.isdecimal() else 0
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         self._size += len(chunk)
-        if self._size <= self.listener.options.max_body_size:
+        if self._refusal is None and self._size > self.listener.options.max_body_size:
+            self._refusal = self._too_large()
+        if self._refusal is None:
             self._parts.append(chunk)
         else:
             self._parts.clear()
@@ -80,8 +93,6 @@ class Handler(RequestHandler):
         kind = self.request.headers.get("Content-Type", JSON).partition(";")[0].strip().lower()
         if kind != JSON:
             raise Refusal(415, f"send the body as {JSON}, not {kind[:80]!r}", code="unsupported_media_type")
-        if self._size > self.listener.options.max_body_size:
-            raise self._too_large()
         self.body = b"".join(self._parts)
         self._parts.clear()
         return asks.decode(decoder, self.body)
@@ -111,16 +122,28 @@ class Handler(RequestHandler):
     def on_finish(self) -> None:
         self.listener.traffic.answered(self.endpoint or self.request.path, self.get_status())
 
-    def get(self, *_: str) -> Any:
-        raise self._not_allowed("POST")
+    def _refuse_or(self, method: str, *args: str) -> Any:
+        """Every method comes by here: without the key there is nothing."""
+        if self._refusal is not None:
+            raise self._refusal
+        found = getattr(self, method, None)
+        if found is None:
+            allowed = [name for name, own in (("GET", "on_get"), ("POST", "on_post")) if hasattr(self, own)]
+            raise Refusal(
+                405, f"{self.request.method} is not taken here: send {allowed[0]}", code="method_not_allowed", headers={"Allow": ", ".join(allowed)}
+            )
+        return found(*args)
 
-    def post(self, *_: str) -> Any:
-        raise self._not_allowed("GET")
+    def get(self, *args: str) -> Any:
+        return self._refuse_or("on_get", *args)
 
-    def _not_allowed(self, instead: str) -> Refusal:
-        return Refusal(
-            405, f"{self.request.method} is not taken here: send {instead}", code="method_not_allowed", headers={"Allow": instead}
-        )
+    def post(self, *args: str) -> Any:
+        return self._refuse_or("on_post", *args)
+
+    def _other(self, *_: str) -> Any:
+        return self._refuse_or("on_other")
+
+    head = put = patch = delete = options = _other
 
     def compute_etag(self) -> str | None:
         return None
@@ -138,24 +161,24 @@ def _of_tornado(status: int, error: BaseException | None) -> Refusal:
 class NotFound(Handler):
     endpoint = "other"
 
-    def get(self, *_: str) -> None:
+    def on_get(self, *_: str) -> None:
         raise Refusal(404, f"there is nothing at {self.request.path[:200]}; /openapi.json lists what there is", code="not_found")
 
-    post = get
+    on_post = on_other = on_get
 
 
 # ── about the server ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Models(Handler):
-    def get(self) -> None:
+    def on_get(self) -> None:
         self.tell({"object": "list", "data": [model_card(self.listener, name) for name in self.listener.names]})
 
 
 class Model(Handler):
     endpoint = "/v1/models/{model}"
 
-    def get(self, name: str) -> None:
+    def on_get(self, name: str) -> None:
         self.tell(model_card(self.listener, self.listener.name_of(name)))
 
 
@@ -174,23 +197,23 @@ def model_card(listener: Listener, name: str) -> dict[str, Any]:
 
 
 class Health(Handler):
-    def get(self) -> None:
+    def on_get(self) -> None:
         self.listener.engine()
         self.tell({"status": "ok"})
 
 
 class Version(Handler):
-    def get(self) -> None:
+    def on_get(self) -> None:
         self.tell({"version": nbengine.__version__})
 
 
 class Load(Handler):
-    def get(self) -> None:
+    def on_get(self) -> None:
         self.tell({"server_load": self.listener.traffic.active_requests})
 
 
 class Metrics(Handler):
-    def get(self) -> None:
+    def on_get(self) -> None:
         from nbengine.serve.metrics import CONTENT_TYPE, exposition
 
         data = exposition(self.listener)
@@ -200,7 +223,7 @@ class Metrics(Handler):
 
 
 class OpenAPI(Handler):
-    def get(self) -> None:
+    def on_get(self) -> None:
         from nbengine.serve.openapi import description
 
         self.tell(description())
@@ -212,7 +235,7 @@ class OpenAPI(Handler):
 class Tokenize(Handler):
     decoder = msgspec.json.Decoder(TokenizeRequest)
 
-    async def post(self) -> None:
+    async def on_post(self) -> None:
         body: TokenizeRequest = self.read(self.decoder)
         self.listener.name_of(body.model)
         asks.refuse_unbuilt(body)
@@ -235,7 +258,7 @@ class Tokenize(Handler):
 class Detokenize(Handler):
     decoder = msgspec.json.Decoder(DetokenizeRequest)
 
-    def post(self) -> None:
+    def on_post(self) -> None:
         body: DetokenizeRequest = self.read(self.decoder)
         self.listener.name_of(body.model)
         engine = self.listener.engine(awake=False)

@@ -28,6 +28,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     with Engine("tales", num_gpu_blocks_override=BLOCKS, progress=lambda *_: None) as engine:
+        engine.front.call(int).result()  # its thread begins here, and not in a test
         yield engine
 
 
