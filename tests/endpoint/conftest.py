@@ -42,7 +42,7 @@ def kernel(two_kernels: list[Kernel]) -> Kernel:
 @pytest.fixture(scope="session")
 def other_server(jupyter: Jupyter, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jupyter]:
     """Another server of the same machine and user, with a token of its own, which culls its idle kernels soon."""
-    culls = {"cull_idle_timeout": 3, "cull_interval": 1, "cull_connected": True}
+    culls = {"cull_idle_timeout": 6, "cull_interval": 1, "cull_connected": True}
     folder = tmp_path_factory.mktemp("other")
     with Jupyter(folder, base_url="/", runtime=jupyter.runtime, config={"MappingKernelManager": culls}) as server:
         yield server

@@ -216,7 +216,7 @@ def test_a_kernel_that_serves_is_not_culled_and_an_idle_one_is(other_server: Jup
     kernel.run(kernel.LOAD)
     kernel.run("%engine serve")
     # the request waits, with nothing to tell, for longer than an idle kernel lives
-    kernel.run("import threading\nengine.pause()\nthreading.Timer(6, engine.resume).start()")
+    kernel.run("import threading\nengine.pause()\nthreading.Timer(9, engine.resume).start()")
     with OpenAI(base_url=other_server.base_url, api_key=other_server.token, max_retries=0, timeout=60) as client:
         answer = client.completions.create(model="tales", prompt="The fox", max_tokens=4)
     assert answer.usage.completion_tokens == 4

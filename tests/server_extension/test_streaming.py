@@ -123,7 +123,7 @@ async def test_when_the_client_goes_the_engine_hears_of_it_at_once(serve, connec
     began = time.monotonic()
     writer.close()
     await asyncio.wait_for(engine.left.wait(), 10)
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 1.0
     await asyncio.sleep(0.05)
     assert not extension.activity.running
 
