@@ -43,6 +43,7 @@ class OpenAIHandler(APIHandler):
     """Authenticated as the rest of the server is."""
 
     auth_resource = "nbengine"
+    _track_activity = False  # a scraper of metrics is no activity; what is, `Activity` says
     wrong: HTTPError | None = None  # what was seen to be wrong before the body was there
 
     @property

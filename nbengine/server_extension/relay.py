@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from typing import Any
 from urllib.parse import quote
 
@@ -78,7 +79,8 @@ class RelayHandler(OpenAIHandler):
         self._exchange = Exchange(engine, self._take_head, self._take)
         if self._left.done():
             return
-        with self.app.activity.of(engine.kernel_id, engine.label):
+        counted = self.app.activity.of(engine.kernel_id, engine.label) if self.request.method == "POST" else nullcontext()
+        with counted:
             try:
                 await self._exchange.run(str(self.request.method), quote(path), headers, body)
             except EngineGoneError:

@@ -82,6 +82,15 @@ async def test_a_missing_or_wrong_token_is_401_and_nothing_reaches_an_engine(ask
     assert engine.asked == []
 
 
+async def test_where_jupyter_refuses_strangers_before_the_handlers_they_are_told_the_same(ask_plainly, engine, jp_serverapp):
+    jp_serverapp.web_app.settings["allow_unauthenticated_access"] = False
+    for path in (COMPLETIONS, "/v1/models", "/metrics"):
+        for body in (None, BODY):
+            assert told(await ask_plainly(path, body))["code"] == "invalid_api_key"
+    assert (await ask_plainly("/", None, {"Accept": "text/html"})).code == 302
+    assert (await ask_plainly(COMPLETIONS, method="OPTIONS")).code == 200
+
+
 async def test_another_servers_token_and_the_kernels_secret_are_wrong(ask_plainly, engine, token):
     for wrong in (engine.secret, token[:-1], token + "0", token.upper()):
         assert (await ask_plainly(COMPLETIONS, BODY, {"Authorization": f"Bearer {wrong}"})).code == 401

@@ -107,12 +107,15 @@ async def test_a_kernel_and_its_server_count_as_active_while_it_answers(serve, a
     assert kernels[KERNELS[0]].last_activity == long_ago  # it is over
 
 
-async def test_a_look_at_the_models_does_not_keep_a_kernel_alive(serve, ask, kernels):
-    await serve()
+async def test_a_look_at_what_there_is_keeps_no_kernel_and_no_server_alive(serve, ask, kernels, jp_serverapp):
+    engine = await serve()
+    engine.answers["/metrics"] = {}
     long_ago = kernels[KERNELS[0]].last_activity = datetime.now(UTC) - timedelta(hours=1)
-    for path in ("/v1/models", "/metrics", "/health", "/load", "/"):
+    jp_serverapp.web_app.settings["api_last_activity"] = long_ago
+    for path in ("/v1/models", "/metrics", "/health", "/load", "/", f"/kernels/{KERNELS[0]}/metrics"):
         await ask(path)
-    assert kernels[KERNELS[0]].last_activity == long_ago
+    assert await ask(PATH, {"model": "another"})
+    assert kernels[KERNELS[0]].last_activity == jp_serverapp.web_app.settings["api_last_activity"] == long_ago
 
 
 async def test_a_kernel_that_is_shut_down_while_it_answers_does_no_harm(serve, ask, kernels):

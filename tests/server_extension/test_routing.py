@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from urllib.parse import unquote
 
 import pytest
@@ -115,6 +116,13 @@ async def test_only_this_servers_kernels_are_found(serve, ask):
 async def test_an_announcement_that_others_may_read_is_not_believed(serve, ask, mode):
     engine = await serve()
     engine.file.chmod(mode)
+    assert json.loads((await ask("/v1/models")).body)["data"] == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a file away")
+async def test_an_announcement_of_another_user_is_not_believed(serve, ask):
+    engine = await serve()
+    os.chown(engine.file, 12345, -1)
     assert json.loads((await ask("/v1/models")).body)["data"] == []
 
 

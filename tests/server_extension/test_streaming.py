@@ -219,6 +219,20 @@ async def test_an_engine_that_goes_without_an_answer_is_503(serve, ask):
     assert told(response)["code"] == "engine_gone"
 
 
+@pytest.mark.parametrize("garbage", [b"", b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", b"\x00" * 100_000])
+async def test_what_speaks_no_http_at_the_engines_address_is_503(serve, ask, garbage):
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(garbage)
+        writer.close()
+
+    engine = await serve()
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as other:
+        engine.announce(url=f"http://127.0.0.1:{other.sockets[0].getsockname()[1]}")
+        assert told(await ask(PATH, PROMPT))["code"] == "engine_gone"
+        assert json.loads((await ask("/v1/models")).body)["data"] == []
+
+
 async def test_what_refuses_the_secret_is_not_the_engine_and_the_client_is_not_blamed(serve, ask):
     engine = await serve()
     engine.announce(secret="another")
