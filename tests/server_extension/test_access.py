@@ -7,7 +7,7 @@ import json
 import logging
 
 import pytest
-from jupyter_server.auth import Authorizer
+from jupyter_server.auth import AllowAllAuthorizer, Authorizer
 from stand_in import told
 from tornado.httpclient import HTTPClientError
 
@@ -160,7 +160,12 @@ async def test_an_authorizer_may_allow_to_look_and_not_to_generate(ask_plainly, 
     assert [request.path for request in engine.asked] == ["/v1/models"]
 
 
-async def test_no_log_carries_a_token_or_the_secret(ask_plainly, engine, token, caplog):
+class Nobody(Authorizer):
+    def is_authorized(self, handler, user, action, resource):
+        return False
+
+
+async def test_no_log_carries_a_token_or_the_secret(ask_plainly, engine, token, caplog, jp_serverapp):
     caplog.set_level(logging.DEBUG)
     wrong = "0123456789-a-wrong-token"
     engine.answers["/v1/broken"] = 500
@@ -169,6 +174,9 @@ async def test_no_log_carries_a_token_or_the_secret(ask_plainly, engine, token, 
             body = None if path == "/v1/models" else BODY
             await ask_plainly(path, body, {"Authorization": f"Bearer {one}"})
             await ask_plainly(f"{path}?token={one}", body, {"Referer": f"http://x/?token={one}"})
+    jp_serverapp.web_app.settings["authorizer"] = Nobody()
+    assert (await ask_plainly(f"{COMPLETIONS}?token={token}", BODY)).code == 403
+    jp_serverapp.web_app.settings["authorizer"] = AllowAllAuthorizer()
     engine.server.stop()
     await ask_plainly(COMPLETIONS, BODY, {"Authorization": f"Bearer {token}"})
     assert "/nbengine/v1/completions" in caplog.text

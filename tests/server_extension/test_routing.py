@@ -127,9 +127,10 @@ async def test_an_announcement_of_another_user_is_not_believed(serve, ask):
 
 
 @pytest.mark.parametrize("url", ["http://192.0.2.1:80", "https://127.0.0.1:1", "http://127.0.0.1", "http://127.0.0.1.example.org:1", "x"])
-async def test_no_secret_is_sent_beyond_this_machine(serve, ask, url):
+async def test_no_secret_is_sent_beyond_this_machine(serve, ask, extension, url):
     engine = await serve()
     engine.announce(url=url)
+    assert extension.engines.live() == []
     assert json.loads((await ask("/v1/models")).body)["data"] == []
 
 
