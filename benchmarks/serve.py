@@ -22,6 +22,10 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from nbengine.serve.server import Server
 
 SHAPES = {  # of Qwen3; the weights are random, which speed does not notice
     "0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8},
@@ -155,12 +159,12 @@ def machine(device: str) -> dict:
 class Clients:
     """The other process."""
 
-    def __init__(self, server, given: argparse.Namespace) -> None:
+    def __init__(self, server: Server, given: argparse.Namespace) -> None:
         self.process = subprocess.Popen([sys.executable, __file__, "--client"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         host, port = server.url.removeprefix("http://").rsplit(":", 1)
         self._send({"host": host, "port": int(port), "key": server.api_key, "tokens": given.tokens, "stream": not given.whole})
 
-    def _send(self, what) -> None:
+    def _send(self, what: object) -> None:
         self.process.stdin.write(json.dumps(what) + "\n")
         self.process.stdin.flush()
 
@@ -170,7 +174,7 @@ class Clients:
         told = json.loads(self.process.stdout.readline())
         return told["seconds"], told["tokens"], told["firsts"]
 
-    def __enter__(self) -> Clients:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -41,13 +41,18 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 0
     except (NBEngineError, ValueError, TypeError, OSError, MemoryError) as error:
-        print(f"nbengine.serve: {error}", file=sys.stderr)
+        sys.stderr.write(f"nbengine.serve: {error}\n")
         return 1
     return 0
 
 
 def _stop(*_: Any) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def serve(model: str, config: dict[str, Any], options: ServeOptions) -> None:
@@ -64,13 +69,13 @@ def serve(model: str, config: dict[str, Any], options: ServeOptions) -> None:
         with contextlib.closing(listener):
             listener.open("loading")
             where = listener.url or f"unix:{options.uds}"
-            print(f"listening at {where}; loading {model}", flush=True)
+            _say(f"listening at {where}; loading {model}")
             with Engine(model, **config) as engine:
                 engine.get_tokenizer()
                 listener.engine_of = weakref.ref(engine)
                 listener.state = "ready"
                 key = "the key that you gave" if options.api_key else f"the secret in {listener.file}"
-                print(f"ready: {', '.join(listener.names)} at {where}/v1, with {key}; Ctrl-C ends it", flush=True)
+                _say(f"ready: {', '.join(listener.names)} at {where}/v1, with {key}; Ctrl-C ends it")
                 signal.pause()
 
 

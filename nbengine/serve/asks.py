@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from nbengine.sampling_params import SamplingParams
 
 DEEPEST = 32  # levels of nesting in messages and template arguments
+MOST_BIAS = 100.0  # OpenAI's bound; beyond these, logits stop being finite
+PENALTIES = (0.01, 100.0)
 COMPLETION_TOKENS = 16  # of a completion that does not say: OpenAI's default
 SAME_NAMES = (
     "n", "seed", "stop", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
@@ -113,7 +115,7 @@ def ask_completion(engine: Engine, body: CompletionRequest) -> Asked:
     prompts = _prompts(body.prompt)
     params = _params(engine, body)
     silent = bool(body.echo) and body.max_tokens == 0
-    params.max_tokens = COMPLETION_TOKENS if body.max_tokens is msgspec.UNSET else 1 if silent else body.max_tokens  # type: ignore[assignment]
+    params.max_tokens = COMPLETION_TOKENS if body.max_tokens is msgspec.UNSET else 1 if silent else body.max_tokens
     if silent:
         params.min_tokens = 0
     params.logprobs = body.logprobs
@@ -134,8 +136,6 @@ def ask_completion(engine: Engine, body: CompletionRequest) -> Asked:
 
 
 def _prompts(given: Any) -> list[Prompt]:
-    if given is None:
-        raise Refusal(400, "prompt is missing: send a text, a list of texts, or token ids", param="prompt", code="missing_field")
     if isinstance(given, str):
         return [given]
     if not given:
@@ -243,6 +243,18 @@ def _check_sampled(body: Sampled) -> None:
             raise Refusal(400, "stream_options needs stream=true", param="stream_options", code="invalid_value")
         if options.include_obfuscation:
             raise Refusal(400, "include_obfuscation is not supported: leave it out", param="stream_options", code="unsupported_field")
+    for token, bias in (body.logit_bias or {}).items():
+        if not -MOST_BIAS <= bias <= MOST_BIAS:
+            raise Refusal(
+                400, f"logit_bias of token {token} must be from -100 to 100, not {bias}", param="logit_bias", code="invalid_value"
+            )
+    if body.repetition_penalty is not None and not PENALTIES[0] <= body.repetition_penalty <= PENALTIES[1]:
+        raise Refusal(
+            400,
+            f"repetition_penalty must be from {PENALTIES[0]} to {PENALTIES[1]}, not {body.repetition_penalty}; use 1 for none",
+            param="repetition_penalty",
+            code="invalid_value",
+        )
     if body.stream and body.prompt_logprobs is not None:
         raise Refusal(400, "prompt_logprobs come with whole answers only: send stream=false", param="prompt_logprobs", code="invalid_value")
 

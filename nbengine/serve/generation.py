@@ -19,6 +19,7 @@ from nbengine.waiting import cancel_all
 if TYPE_CHECKING:
     from nbengine.engine import Engine
     from nbengine.serve.asks import Asked
+    from nbengine.serve.listener import Listener
     from nbengine.serve.protocol import Sampled
     from nbengine.serve.refusal import Refusal
 
@@ -55,8 +56,8 @@ class Generation(Handler):
     decoder: msgspec.json.Decoder[Any]
     ask: Callable[[Engine, Any], Asked]
 
-    def initialize(self, **given: Any) -> None:
-        super().initialize(**given)
+    def initialize(self, listener: Listener) -> None:
+        super().initialize(listener)
         self.user: str | None = None
         self.left = False  # the client has
         self.waiting: Stream | Whole | None = None
@@ -86,12 +87,12 @@ class Generation(Handler):
             if asked is not None:
                 traffic.cancelled += any(not request.finished for request in asked.requests)
                 cancel_all(asked.requests)
-            traffic.took(monotonic() - began)
+                traffic.took(monotonic() - began)
 
     @staticmethod
     def _count(body: Any) -> int:
         """Outputs that it asks for; whether it may is checked elsewhere."""
-        prompt = getattr(body, "prompt", None)
+        prompt: Any = getattr(body, "prompt", None)
         several = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
         return (len(prompt) if several else 1) * max(1, body.n or 1)
 

@@ -8,7 +8,6 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from tornado import httputil
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
@@ -130,7 +129,10 @@ class Handler(RequestHandler):
         if found is None:
             allowed = [name for name, own in (("GET", "on_get"), ("POST", "on_post")) if hasattr(self, own)]
             raise Refusal(
-                405, f"{self.request.method} is not taken here: send {allowed[0]}", code="method_not_allowed", headers={"Allow": ", ".join(allowed)}
+                405,
+                f"{self.request.method} is not taken here: send {allowed[0]}",
+                code="method_not_allowed",
+                headers={"Allow": ", ".join(allowed)},
             )
         return found(*args)
 
@@ -154,7 +156,7 @@ def _of_tornado(status: int, error: BaseException | None) -> Refusal:
     if status == 405:
         return Refusal(405, "this method is not taken here: send GET or POST", code="method_not_allowed", headers={"Allow": "GET, POST"})
     if isinstance(error, HTTPError) and status < 500:
-        return Refusal(status, error.log_message or httputil.responses.get(status, "the request is wrong"))
+        return Refusal(status, error.log_message or "the request is wrong")
     return Refusal(status, "the server met an error; its log says which", code="internal_error")
 
 
@@ -226,7 +228,7 @@ class OpenAPI(Handler):
     def on_get(self) -> None:
         from nbengine.serve.openapi import description
 
-        self.tell(description())
+        self.tell(description(self.listener.names))
 
 
 # ── tokens ──────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -76,12 +76,13 @@ def chat_logprobs(tokens: Sequence[int], entries: Sequence[TokenLogprobs], most:
 
 def prompt_logprobs(request: Request, tokenizer: Tokenizer) -> list[dict[str, Any] | None]:
     """vLLM's: for each token of the prompt, its likely ones by id; none for the first."""
-    told: list[dict[str, Any] | None] = [None]
-    for entry in request.prompt_entries:
-        told.append(
+    return [
+        None,
+        *(
             {
                 str(token): {"logprob": finite(found.logprob), "rank": found.rank, "decoded_token": found.decoded_token}
                 for token, found in named(entry, tokenizer).items()
             }
-        )
-    return told
+            for entry in request.prompt_entries
+        ),
+    ]

@@ -26,6 +26,37 @@ ERRORS = {
 }
 
 
+TEXT: Schema = {"type": "string", "minLength": 1}
+TOKENS: Schema = {"type": "array", "minItems": 1, "items": WHOLE}
+PART: Schema = {"type": "object", "required": ["text"], "properties": {"type": {"const": "text"}, "text": STRING}}
+CONTENT: Schema = {"anyOf": [STRING, {"type": "array", "items": {"anyOf": [PART, STRING]}}]}
+DESCRIBED: dict[str, Schema] = {  # what types alone do not say
+    "prompt": {
+        "description": "a text, a list of texts, token ids, or a list of lists of them",
+        "anyOf": [TEXT, {"type": "array", "minItems": 1, "items": TEXT}, TOKENS, {"type": "array", "minItems": 1, "items": TOKENS}],
+    },
+    "messages": {
+        "description": "the conversation, oldest message first; fields beside these are the template's",
+        "type": "array",
+        "minItems": 1,
+        "items": {"type": "object", "required": ["role", "content"], "properties": {"role": STRING, "content": CONTENT}},
+    },
+    "logit_bias": {
+        "description": "added to the logits of tokens, by their ids",
+        "anyOf": [
+            {
+                "type": "object",
+                "additionalProperties": {**NUMBER, "minimum": -100, "maximum": 100},
+                "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+            },
+            {"type": "null"},
+        ],
+    },
+    "stop": {"anyOf": [TEXT, {"type": "array", "items": TEXT}, {"type": "null"}]},
+    "bad_words": {"anyOf": [{"type": "array", "items": TEXT}, {"type": "null"}]},
+}
+
+
 def _object(required: Schema, **optional: Any) -> Schema:
     return {"type": "object", "required": list(required), "properties": {**required, **optional}}
 
@@ -92,19 +123,34 @@ GETS = (
 
 
 @functools.cache
-def description() -> Schema:
-    """The whole of it."""
+def description(names: tuple[str, ...] = ()) -> Schema:
+    """The whole of it, for a server of models of these names."""
     bodies, components = msgspec.json.schema_components([body for _, body, _, _ in POSTS], ref_template="#/components/schemas/{name}")
-    for schema in components.values():
+    for owner, schema in components.items():
         for name, field in schema.get("properties", {}).items():
+            if name in DESCRIBED:
+                field.clear()
+                field.update({"type": "string"} if (owner, name) == ("TokenizeRequest", "prompt") else DESCRIBED[name])
+            if name == "model" and names:
+                field.update({"anyOf": [{"enum": list(names)}, {"type": "null"}]})
             if name in UNBUILT:
                 neutral, advice = UNBUILT[name]
                 field.clear()
                 field.update({"description": f"not supported: {advice}", "enum": [None, *neutral]})
+    components["TokenizeRequest"]["oneOf"] = [{"required": ["prompt"]}, {"required": ["messages"]}]
     paths: Schema = {path: {"get": _operation(path, about, answer)} for path, answer, about in GETS}
     paths["/v1/models/{model}"] = {
         "get": _operation("/v1/models/{model}", "One model", "Model")
-        | {"parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}]}
+        | {
+            "parameters": [
+                {
+                    "name": "model",
+                    "in": "path",
+                    "required": True,
+                    "schema": {"enum": list(names)} if names else {"type": "string", "minLength": 1},
+                }
+            ]
+        }
     }
     paths["/metrics"] = {
         "get": _operation("/metrics", "For Prometheus, under vLLM's names", None)

@@ -6,7 +6,7 @@ OpenAPI description only.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -23,9 +23,8 @@ TOKEN_IDS = list[int]
 Penalty = Annotated[float, known(minimum=-2.0, maximum=2.0)]
 Share = Annotated[float, known(minimum=0.0, maximum=1.0)]
 Count = Annotated[int, known(minimum=1)]
-Messages = Annotated[
-    list[dict[str, Any]], known("the conversation, oldest message first; contents are text or lists of text parts", minItems=1)
-]
+Messages = list[dict[str, Any]]
+Prompt = str | list[Any]
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -48,7 +47,7 @@ class Sampled(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     seed: int | None = None
     stop: str | list[str] | None = None
     temperature: Annotated[float, known(minimum=0.0)] | None = None
-    top_p: Share | None = None
+    top_p: Annotated[float, known(exclusiveMinimum=0.0, maximum=1.0)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: dict[int, float] | None = None
@@ -56,7 +55,7 @@ class Sampled(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     # vLLM's
     top_k: Annotated[int, known(minimum=-1)] | None = None
     min_p: Share | None = None
-    repetition_penalty: Annotated[float, known(exclusiveMinimum=0.0)] | None = None
+    repetition_penalty: Annotated[float, known(minimum=0.01, maximum=100.0)] | None = None
     min_tokens: Annotated[int, known(minimum=0)] | None = None
     stop_token_ids: TOKEN_IDS | None = None
     bad_words: list[str] | None = None
@@ -92,19 +91,8 @@ class Sampled(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class CompletionRequest(Sampled, kw_only=True):
-    prompt: Annotated[
-        str | list[Any] | None,
-        known(
-            "a text, a list of texts, token ids, or a list of lists of them",
-            anyOf=[
-                {"type": "string", "minLength": 1},
-                {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
-                {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
-                {"type": "array", "minItems": 1, "items": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}},
-            ],
-        ),
-    ] = None
-    max_tokens: Annotated[int | None | UnsetType, known("16 where it is left out; null: as many as there is room for", minimum=0)] = UNSET
+    prompt: Prompt
+    max_tokens: Annotated[int | UnsetType | None, known("16 where it is left out; null: as many as there is room for", minimum=0)] = UNSET
     logprobs: Annotated[int, known(minimum=0)] | None = None
     echo: bool | None = None
     # not built

@@ -21,7 +21,7 @@ KINDS = {
 }
 
 
-class Refusal(HTTPError):
+class Refusal(HTTPError):  # noqa: N818 - what a client gets, not what went wrong
     """Ends a request with this status; `param` is the field at fault."""
 
     def __init__(

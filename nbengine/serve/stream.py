@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from nbengine.completion import Completion
     from nbengine.request import Request
     from nbengine.serve.asks import Asked
-    from nbengine.serve.refusal import Refusal
     from nbengine.serve.latency import Latency
+    from nbengine.serve.refusal import Refusal
     from nbengine.serve.traffic import Traffic
     from nbengine.tokenizer import Tokenizer
 
@@ -208,7 +208,8 @@ class _Choice:
 
     def first(self) -> bytes:
         """The event that comes before any text: whose answer it is, and what it goes on from."""
-        asked, told = self._stream.asked, None
+        asked = self._stream.asked
+        told: dict[str, Any] | None = None
         if asked.chat:
             told = {"delta": {"role": "assistant", "content": self._before}, "logprobs": None}
         elif self._before and self.request.params.logprobs is None:

@@ -176,7 +176,9 @@ def test_a_full_queue_is_429_with_a_time_to_come_back(small, engine, until):
     most = engine.info.max_num_seqs
     with httpx.Client(base_url=small.url, headers=headers, timeout=60) as http:
         assert http.post("/v1/completions", json={"prompt": "x", "n": most + 1}).status_code == 400  # it never has a place
-        with http.stream("POST", "/v1/completions", json={"prompt": "x", "n": most, "max_tokens": 1900, "stream": True, "ignore_eos": True}) as full:
+        with http.stream(
+            "POST", "/v1/completions", json={"prompt": "x", "n": most, "max_tokens": 1900, "stream": True, "ignore_eos": True}
+        ) as full:
             assert full.status_code == 200, full.read()
             parts = full.iter_bytes()
             next(parts)
@@ -191,13 +193,23 @@ def test_a_full_queue_is_429_with_a_time_to_come_back(small, engine, until):
 @pytest.mark.parametrize("given_key", [None, "", "Bearer", "Bearer wrong", "Basic eDp5", "Bearer \xff", "token x"])
 def test_without_the_key_there_is_nothing(server, path, given_key):
     headers = {} if given_key is None else {"Authorization": given_key.encode("latin-1")}
-    answer = httpx.post(f"{server.url}{path}", headers=headers, content=b"{}") if path in PATHS else httpx.get(f"{server.url}{path}", headers=headers)
+    answer = (
+        httpx.post(f"{server.url}{path}", headers=headers, content=b"{}")
+        if path in PATHS
+        else httpx.get(f"{server.url}{path}", headers=headers)
+    )
     assert answer.status_code == 401
     assert answer.json()["error"]["code"] == "invalid_api_key"
 
 
 def test_other_methods_are_refused(http):
-    for method, path in (("GET", "/v1/completions"), ("POST", "/health"), ("DELETE", "/v1/models/tales"), ("PUT", "/tokenize"), ("OPTIONS", "/v1/models")):
+    for method, path in (
+        ("GET", "/v1/completions"),
+        ("POST", "/health"),
+        ("DELETE", "/v1/models/tales"),
+        ("PUT", "/tokenize"),
+        ("OPTIONS", "/v1/models"),
+    ):
         answer = http.request(method, path)
         assert answer.status_code == 405, (method, path)
         assert answer.json()["error"]["code"] == "method_not_allowed"

@@ -161,6 +161,8 @@ def test_what_is_left_out_is_the_models_own_default_and_null_is_as_good_as_left_
         ({"logprobs": True}, "logprobs"),
         ({"logit_bias": {"99999999": 1}}, "logit_bias"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 1e300}}, "logit_bias"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty"),
         ({"stop_token_ids": [99999999]}, "stop_token_ids"),
         ({"allowed_token_ids": []}, "allowed_token_ids"),
         ({"presence_penalty": 9}, "presence_penalty"),

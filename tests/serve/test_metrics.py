@@ -62,7 +62,11 @@ def test_what_happened_is_what_is_told(http):
         assert more(name, f"{name}_count") == 2
     assert more("inter_token_latency_seconds", "inter_token_latency_seconds_count") == 16
     assert more("request_generation_tokens", "request_generation_tokens_sum") == 18
-    assert more("e2e_request_latency_seconds", "e2e_request_latency_seconds_sum") >= more("request_decode_time_seconds", "request_decode_time_seconds_sum") > 0
+    assert (
+        more("e2e_request_latency_seconds", "e2e_request_latency_seconds_sum")
+        >= more("request_decode_time_seconds", "request_decode_time_seconds_sum")
+        > 0
+    )
     assert more("inter_token_latency_seconds", "inter_token_latency_seconds_sum") == pytest.approx(
         more("request_decode_time_seconds", "request_decode_time_seconds_sum")
     )
@@ -81,7 +85,9 @@ def test_a_histograms_buckets_are_cumulative_and_lose_nothing(seen):
 def test_a_request_that_never_ran_counts_where_it_can():
     latency = Latency()
     metrics = SimpleNamespace(first_token_time=None, last_token_time=None, finished_time=2.0, arrival_time=1.0, time_in_queue=None)
-    latency.ended(SimpleNamespace(metrics=metrics, completions=[SimpleNamespace(token_ids=[], finish_reason="abort")], prompt_token_ids=[1]))
+    latency.ended(
+        SimpleNamespace(metrics=metrics, completions=[SimpleNamespace(token_ids=[], finish_reason="abort")], prompt_token_ids=[1])
+    )
     assert latency.finished == {"abort": 1}
     assert sum(latency.histograms["e2e_request_latency_seconds"].counts) == 1
     assert sum(latency.histograms["time_to_first_token_seconds"].counts) == 0

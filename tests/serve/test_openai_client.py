@@ -77,9 +77,7 @@ async def test_every_token_of_two_hundred_streams_arrives(server, engine):
             return ids, "".join(texts), usage.completion_tokens
 
         found = await asyncio.gather(*map(one, prompts, lengths))
-    expected = await engine.agenerate(
-        prompts, [SamplingParams(max_tokens=length, temperature=0, ignore_eos=True) for length in lengths]
-    )
+    expected = await engine.agenerate(prompts, [SamplingParams(max_tokens=length, temperature=0, ignore_eos=True) for length in lengths])
     for (ids, text, count), output, length in zip(found, expected, lengths, strict=True):
         assert len(ids) == count == length
         assert ids == output.outputs[0].token_ids

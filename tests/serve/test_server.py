@@ -78,7 +78,9 @@ def test_closing_tells_those_who_wait(engine, until):
     headers = {"Authorization": f"Bearer {server.api_key}"}
     body = {"prompt": "Once", "max_tokens": 1900, "ignore_eos": True}
     answers = []
-    whole = threading.Thread(target=lambda: answers.append(httpx.post(f"{server.url}/v1/completions", headers=headers, json=body, timeout=60)))
+    whole = threading.Thread(
+        target=lambda: answers.append(httpx.post(f"{server.url}/v1/completions", headers=headers, json=body, timeout=60))
+    )
     whole.start()
     with httpx.stream("POST", f"{server.url}/v1/completions", headers=headers, json={**body, "stream": True}, timeout=60) as stream:
         parts = stream.iter_text()
@@ -113,7 +115,9 @@ def test_a_stream_that_outlives_its_engine_ends_with_an_error(make_engine):
     engine = make_engine()
     server = engine.serve()
     body = {"prompt": "Once", "max_tokens": 1900, "ignore_eos": True, "stream": True}
-    with httpx.stream("POST", f"{server.url}/v1/completions", headers={"Authorization": f"Bearer {server.api_key}"}, json=body, timeout=60) as stream:
+    with httpx.stream(
+        "POST", f"{server.url}/v1/completions", headers={"Authorization": f"Bearer {server.api_key}"}, json=body, timeout=60
+    ) as stream:
         parts = stream.iter_text()
         next(parts)
         engine.close()
@@ -217,7 +221,8 @@ def test_an_engine_without_a_tokenizer_cannot_be_served(make_engine):
 
 
 @pytest.mark.parametrize(
-    ("model", "names"), [("tales", ("tales",)), ("Qwen/Qwen3-0.6B", ("Qwen/Qwen3-0.6B", "Qwen3-0.6B")), (str(Path(__file__).parent), ("serve",))]
+    ("model", "names"),
+    [("tales", ("tales",)), ("Qwen/Qwen3-0.6B", ("Qwen/Qwen3-0.6B", "Qwen3-0.6B")), (str(Path(__file__).parent), ("serve",))],
 )
 def test_a_folders_path_is_no_name(model, names):
     assert names_of(model) == names
@@ -306,7 +311,9 @@ def test_the_command_says_loading_then_ready_and_goes_without_a_trace(command, t
     assert "ready: fairy" in second
     [told] = [one for one in announce.list_live() if one["pid"] == process.pid]
     assert told["state"] == "ready"
-    answer = httpx.post(f"{url}/v1/completions", headers={"Authorization": f"Bearer {KEY}"}, json={"prompt": "x", "max_tokens": 2}, timeout=60)
+    answer = httpx.post(
+        f"{url}/v1/completions", headers={"Authorization": f"Bearer {KEY}"}, json={"prompt": "x", "max_tokens": 2}, timeout=60
+    )
     assert answer.json()["model"] == "fairy"
     assert KEY not in " ".join(psutil.Process(process.pid).cmdline())
     process.send_signal(signal.SIGTERM)
@@ -351,7 +358,9 @@ def test_a_script_that_ends_removes_the_file(tmp_path):
         "from nbengine import Engine; e = Engine('tales', num_gpu_blocks_override=64, progress=lambda *_: None); s = e.serve();"
         "print(s.announcement, s.announcement.exists())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     file, existed = done.stdout.split()
     assert existed == "True"
     assert not Path(file).exists()
