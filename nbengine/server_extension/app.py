@@ -16,7 +16,6 @@ class NBEngineApp(ExtensionApp):
     """`c.NBEngineApp.max_body_size = ...` in a server's configuration sets it."""
 
     name = "nbengine"
-    extension_url = "/nbengine/"
 
     max_body_size = Integer(8 << 20, min=1, help="The largest body of a request, in bytes.").tag(config=True)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from jupyter_core.utils import ensure_async
 from tornado.escape import xhtml_escape
-from tornado.httputil import url_concat
 
 import nbengine
 from nbengine.server_extension.base import OpenAIHandler, may
@@ -34,10 +33,12 @@ class StatusHandler(OpenAIHandler):
         else:
             self.finish(json.dumps({"version": nbengine.__version__, "base_url": self._url, "engines": found}))
 
+    def get_login_url(self) -> str:
+        """A person is sent there, by the server's own means: JupyterHub has others."""
+        return str(self.settings["login_url"]) if self._for_a_person else super().get_login_url()
+
     def refuse_stranger(self) -> None:
-        if self._for_a_person and self.request.method == "GET":
-            self.redirect(url_concat(self.settings["login_url"], {"next": self.request.uri or ""}))
-        else:
+        if not (self._for_a_person and self.request.method == "GET"):
             super().refuse_stranger()
 
     @property

@@ -136,6 +136,10 @@ async def test_a_person_without_a_login_is_sent_to_log_in(ask_plainly, engine, j
     assert response.headers["Location"].startswith(f"{jp_base_url}login?next=")
 
 
+async def test_the_extension_is_no_landing_page(jp_serverapp, extension):
+    assert extension.default_url == "/"  # JupyterHub opens what another is
+
+
 async def test_a_host_that_is_not_ours_is_refused_for_that(ask_plainly, engine, token):
     response = await ask_plainly(COMPLETIONS, BODY, {"Host": "example.org", "Authorization": f"Bearer {token}"})
     assert response.code == 403
