@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Progress = tuple[int, bool, str | None]  # tokens so far, whether it has ended, what its engine waits for
 LOOK_UP = 0.2  # seconds
-_OF_THE_ENGINE = {"arrive", "end", "fail", "fail_alone", "listen", "progressed", "scored", "waited_for", "wake"}
+_OF_THE_ENGINE = {"arrive", "end", "fail", "fail_alone", "listen", "progressed", "prompt_entries", "scored", "waited_for", "wake"}
 
 
 class _ForItsHolder(type):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 HEAVY = {
-    "IPython", "anywidget", "huggingface_hub", "ipykernel", "ipywidgets", "jupyter_server", "numpy", "pandas", "plotly",
+    "IPython", "anywidget", "huggingface_hub", "ipykernel", "ipywidgets", "jupyter_server", "msgspec", "numpy", "pandas", "plotly", "prometheus_client",
     "safetensors", "tokenizers", "torch", "tornado", "transformers", "triton",
 }  # fmt: skip
 NOTEBOOK = ["IPython", "anywidget", "ipykernel", "ipywidgets", "jupyter_server", "nest_asyncio2", "notebook", "plotly", "tornado"]
