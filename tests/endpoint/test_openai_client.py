@@ -102,6 +102,16 @@ def test_hugging_faces_client_works_too(jupyter: Jupyter, two_kernels: list[Kern
     )
 
 
+@pytest.mark.slow
+def test_litellm_works_too(jupyter: Jupyter, two_kernels: list[Kernel], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it would ask a network
+    import litellm
+
+    about = {"model": "hosted_vllm/twin", "api_base": jupyter.base_url, "api_key": jupyter.token, "messages": MESSAGES, "max_tokens": 8}
+    assert litellm.completion(**about).choices[0].message.content
+    assert "".join(piece.choices[0].delta.content or "" for piece in litellm.completion(**about, stream=True))
+
+
 # ── many at once ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
