@@ -54,6 +54,7 @@ class Stream:
         self._traffic = traffic
         self._connection: Connection | None = None
         self._missed = False
+        self._said_all = False
         self._to_end = {request.id: request for request in asked.requests}
         names = TokenNames(tokenizer, as_ids=bool(asked.body.return_tokens_as_token_ids))
         options = asked.body.stream_options
@@ -77,7 +78,7 @@ class Stream:
 
     def pump(self) -> None:
         """Write what is there, unless the client has still to take what was written before."""
-        if self._connection is None or self.done.done():
+        if self._connection is None or self._said_all or self.done.done():
             return
         if self.waits:
             self._missed = True
@@ -92,12 +93,13 @@ class Stream:
         if self._choices and any(choice.ended for choice in self._choices):
             self._choices = [choice for choice in self._choices if not choice.ended]
         for request in finished:
-            self._end(request, parts)
+            if not self._end(request, parts):
+                break
         if not self._to_end:
             self._close(parts)
         if parts:
             self._write(b"".join(parts), tokens)
-        if not self._to_end and not self.waits:
+        if self._said_all and not self.waits:
             self._finish()
 
     def ping(self) -> None:
@@ -125,7 +127,8 @@ class Stream:
         """So many tokens of an output came in that time."""
         self._latency.between(seconds, tokens)
 
-    def _end(self, request: Request, parts: list[bytes]) -> None:
+    def _end(self, request: Request, parts: list[bytes]) -> bool:
+        """One of the requests has ended; False if nothing else is to come, because it failed."""
         del self._to_end[request.id]
         self._latency.ended(request, between_told=True)
         try:
@@ -135,11 +138,14 @@ class Stream:
             self._choices = []
             self._to_end.clear()
             self._tells_usage = False
+            return False
+        return True
 
     def _close(self, parts: list[bytes]) -> None:
         if self._tells_usage:
             parts.append(b"data: " + encode({**self._heading.fields(chunk=True), "choices": [], "usage": usage(self.asked)}) + b"\n\n")
         parts.append(DONE)
+        self._said_all = True
 
     def _write(self, data: bytes, tokens: int) -> None:
         assert self._connection is not None
@@ -157,11 +163,11 @@ class Stream:
         self.waits = False
         if written.cancelled() or written.exception() is not None:
             self.gone()
+        elif self._said_all:
+            self._finish()
         elif self._missed:
             self._missed = False
             self.pump()
-        elif not self._to_end:
-            self._finish()
 
     def _finish(self) -> None:
         if not self.done.done():

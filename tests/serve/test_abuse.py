@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nbengine.serve import listener
 from nbengine.serve.protocol import ChatRequest, CompletionRequest
 
 PATHS = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
@@ -50,7 +51,6 @@ def connect():
         one.close()
 
 
-@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     "body",
     [
@@ -65,10 +65,11 @@ def connect():
     ],
     ids=lambda body: repr(body[:24]),
 )  # fmt: skip
-def test_bodies_that_are_wrong_are_refused(http, path, body):
-    answer = http.post(path, content=body, headers=JSON)
-    assert answer.status_code == 400, answer.text
-    assert answer.json()["error"]["message"]
+def test_bodies_that_are_wrong_are_refused(http, body):
+    for path in PATHS:
+        answer = http.post(path, content=body, headers=JSON)
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["message"]
 
 
 VALUES = st.recursive(
@@ -189,17 +190,15 @@ def test_a_full_queue_is_429_with_a_time_to_come_back(small, engine, until):
         until(lambda: http.post("/v1/completions", json={"prompt": "x", "max_tokens": 1}).status_code == 200)
 
 
-@pytest.mark.parametrize("path", [*PATHS, "/health", "/metrics", "/v1/models", "/openapi.json", "/nothing"])
 @pytest.mark.parametrize("given_key", [None, "", "Bearer", "Bearer wrong", "Basic eDp5", "Bearer \xff", "token x"])
-def test_without_the_key_there_is_nothing(server, path, given_key):
+def test_without_the_key_there_is_nothing(server, given_key):
     headers = {} if given_key is None else {"Authorization": given_key.encode("latin-1")}
-    answer = (
-        httpx.post(f"{server.url}{path}", headers=headers, content=b"{}")
-        if path in PATHS
-        else httpx.get(f"{server.url}{path}", headers=headers)
-    )
-    assert answer.status_code == 401
-    assert answer.json()["error"]["code"] == "invalid_api_key"
+    with httpx.Client(base_url=server.url, headers=headers) as http:
+        for path in (*PATHS, "/health", "/metrics", "/v1/models", "/v1/models/tales", "/version", "/load", "/openapi.json", "/nothing"):
+            for method in ("GET", "POST", "DELETE"):
+                answer = http.request(method, path, content=b"{}" if method == "POST" else None)
+                assert answer.status_code == 401, (method, path)
+                assert answer.json()["error"]["code"] == "invalid_api_key"
 
 
 def test_other_methods_are_refused(http):
@@ -214,3 +213,17 @@ def test_other_methods_are_refused(http):
         assert answer.status_code == 405, (method, path)
         assert answer.json()["error"]["code"] == "method_not_allowed"
     assert "access-control-allow-origin" not in http.get("/v1/models").headers
+
+
+def test_a_silent_stream_gets_comments_that_clients_pass_over(server, engine, monkeypatch):
+    monkeypatch.setattr(listener, "SILENCE", 0.05)
+    monkeypatch.setattr(listener, "LOOK", 0.05)
+    engine.pause()
+    body = {"prompt": "Once", "max_tokens": 3, "ignore_eos": True, "stream": True}
+    with httpx.stream(
+        "POST", f"{server.url}/v1/completions", headers={"Authorization": f"Bearer {server.api_key}"}, json=body, timeout=30
+    ) as stream:
+        parts = stream.iter_text()
+        assert next(parts) == ": ping\n\n"
+        engine.resume()
+        assert "".join(parts).endswith("data: [DONE]\n\n")
