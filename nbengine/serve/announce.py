@@ -75,6 +75,11 @@ def remove(file: Path) -> None:
 
 def list_live(folder: str | Path | None = None) -> list[Announcement]:
     """Every server of this user on this machine, the oldest process first. Files that dead processes left are removed."""
+    return [told for _, told in list_files(folder)]
+
+
+def list_files(folder: str | Path | None = None) -> list[tuple[Path, Announcement]]:
+    """The same, each with the file that says so."""
     folder = Path(folder or jupyter_runtime_dir())
     found = []
     for file in folder.glob("nbengine-*-*.json"):
@@ -84,8 +89,8 @@ def list_live(folder: str | Path | None = None) -> list[Announcement]:
         if started(told["pid"]) != told["started"]:
             remove(file)
         else:
-            found.append((told["started"], told["pid"], file.name, told))
-    return [told for *_, told in sorted(found, key=lambda one: one[:3])]
+            found.append((told["started"], told["pid"], int(file.stem.rpartition("-")[2]), file, told))
+    return [(file, told) for *_, file, told in sorted(found, key=lambda one: one[:3])]
 
 
 def started(pid: int) -> float | None:
