@@ -96,7 +96,8 @@ class EngineCore:
                 hash_seed=request.cache_salt,
             )
             self._uids += 1
-            self.trace.introduce(sequence.uid, SequenceInfo(request.request_id, index, sequence.prompt_len, request.arrival))
+            info = SequenceInfo(request.request_id, index, sequence.prompt_len, request.arrival, tokens=sequence.tokens)
+            self.trace.introduce(sequence.uid, info)
             sequences.append(sequence)
         self._arrivals += 1
         self.requests[request.request_id] = sequences

@@ -66,6 +66,8 @@ class Engine:
         self.sleep_level = 0  # 1: the KV cache was given back; 2: the weights too
         self._scheduler = started.scheduler
         self._tokenizer = started.tokenizer
+        self.trace.name = str(self.config.model)
+        self.trace.token_text = None if started.tokenizer is None else started.tokenizer.token_text
         self.front = Front(f"{name}-front")
         self._close = weakref.finalize(self, _shut_down, self._mailbox, started.thread, self.front)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,7 @@ class SequenceInfo:
     prompt_len: int
     arrival: float
     last_step: int = sys.maxsize  # set when it ends
+    tokens: Ids[int] = ()  # its token ids: the very list that its engine goes on appending to
 
 
 class PoolState:
@@ -82,6 +84,7 @@ class PoolState:
         self.hashes: list[bytes | None] = [None] * num_blocks
         self.blank = list(range(num_blocks - 1, -1, -1))
         self.cached: dict[int, None] = {}
+        self.copied: dict[int, int] = {}
         self.tables: dict[int, list[int]] = {}
 
     @classmethod
@@ -92,13 +95,14 @@ class PoolState:
         state.hashes = pool.hashes.copy()
         state.blank = pool.blank.copy()
         state.cached = dict.fromkeys(pool.cached)
+        state.copied = pool.copied.copy()
         state.tables = {uid: sequence.blocks.copy() for uid, sequence in running.items() if sequence.blocks}
         return state
 
     def copy(self) -> PoolState:
         state = PoolState(0)
         state.references, state.hashes, state.blank = self.references.copy(), self.hashes.copy(), self.blank.copy()
-        state.cached = self.cached.copy()
+        state.cached, state.copied = self.cached.copy(), self.copied.copy()
         state.tables = {uid: blocks.copy() for uid, blocks in self.tables.items()}
         return state
 
@@ -110,6 +114,7 @@ class PoolState:
         return (
             isinstance(other, PoolState)
             and (self.references, self.hashes, self.blank, self.tables) == (other.references, other.hashes, other.blank, other.tables)
+            and self.copied == other.copied
             and list(self.cached) == list(other.cached)
         )
 
@@ -135,6 +140,7 @@ class PoolState:
         table = self.tables[uid]
         assert table[-1] == target
         table[table.index(source)] = target
+        self.copied[target] = source
         table[-1] = source  # the "free" that follows takes it away
 
     def _seal(self, block: int, digest: bytes) -> None:
@@ -148,6 +154,7 @@ class PoolState:
             del self.tables[uid]
         self.references[block] -= 1
         if self.references[block] == 0:
+            self.copied.pop(block, None)
             if self.hashes[block] is None:
                 self.blank.append(block)
             else:
@@ -164,14 +171,20 @@ class _Segment:
     """A keyframe and the records after it."""
 
     start: PoolState
+    first: int = 0  # the number of its first record
     records: list[StepRecord] = field(default_factory=list)
     num_events: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.records)
 
 
 class Trace:
     """The last `capacity` records. Written by the engine thread; reading takes a snapshot and may be done from any thread.
 
-    A new keyframe is taken after as many events as there are blocks, so its cost is a constant a block event.
+    Records are numbered in the order in which they came, from 0; those of [first, end) are still here. A new keyframe is taken
+    after as many events as there are blocks, so its cost is a constant a block event.
     """
 
     def __init__(self, pool: BlockPool, capacity: int) -> None:
@@ -179,6 +192,9 @@ class Trace:
         self.block_size = pool.block_size
         self.capacity = capacity
         self.sequences: dict[int, SequenceInfo] = {}
+        self.name = ""  # of what was traced, for those who look
+        self.token_text: Callable[[int], str] | None = None  # a token as text, where there is a tokenizer
+        self.playhead: Any = None  # the moment that its views show together, made by the first of them
         self._segments: deque[_Segment] = deque([_Segment(PoolState.of(pool, {}))])
 
     def __len__(self) -> int:
@@ -200,6 +216,40 @@ class Trace:
                 return segment.records[-1]
         return None
 
+    @property
+    def first(self) -> int:
+        """The number of the oldest record that is still here."""
+        return self._segments[0].first
+
+    @property
+    def end(self) -> int:
+        """How many records have come so far: one more than the number of the last."""
+        return self._segments[-1].end
+
+    def since(self, number: int) -> list[StepRecord]:
+        """The records from this number on, as far as they are still here."""
+        records: list[StepRecord] = []
+        for segment in reversed(list(self._segments)):
+            if segment.end <= number:
+                break
+            records[:0] = segment.records[max(0, number - segment.first) :]
+        return records
+
+    def record(self, number: int) -> StepRecord:
+        """The record of this number."""
+        segment, i = self._find(number)
+        return segment.records[i]
+
+    def state(self, number: int) -> PoolState:
+        """The pool right after the record of this number; before the first of all records for -1."""
+        if number < 0 and self._segments[0].first == 0:
+            return self._segments[0].start.copy()
+        segment, i = self._find(number)
+        state = segment.start.copy()
+        for record in segment.records[: i + 1]:
+            state.apply(record.events)
+        return state
+
     def introduce(self, uid: int, info: SequenceInfo) -> None:
         """Say who a uid is; forgotten once it has ended and no record in the ring speaks of it."""
         if self.capacity:
@@ -213,7 +263,7 @@ class Trace:
         segment.records.append(record)
         segment.num_events += len(record.events)
         if segment.num_events >= max(1024, self.num_blocks) or len(segment.records) >= max(1, self.capacity // 8):
-            self._segments.append(_Segment(PoolState.of(pool, running)))
+            self._segments.append(_Segment(PoolState.of(pool, running), segment.end))
             while len(self) - len(self._segments[0].records) >= self.capacity:
                 self._drop()
 
@@ -223,16 +273,20 @@ class Trace:
             records = segment.records.copy()
             for i in range(len(records) - 1, -1, -1):
                 if records[i] is record or records[i].step == record:
-                    state = segment.start.copy()
-                    for earlier in records[: i + 1]:
-                        state.apply(earlier.events)
-                    return state
+                    return self.state(segment.first + i)
         raise LookupError(f"{record!r} is not in the trace any more; it keeps the last {self.capacity} steps (trace_steps=)")
 
     def __repr__(self) -> str:
         records = self.records
         span = f"steps {records[0].step} to {records[-1].step}" if records else "empty"
         return f"<Trace {span}, {self.num_blocks} blocks of {self.block_size}>"
+
+    def _find(self, number: int) -> tuple[_Segment, int]:
+        """Where a record is."""
+        for segment in reversed(list(self._segments)):
+            if segment.first <= number < segment.end:
+                return segment, number - segment.first
+        raise LookupError(f"record {number} is not in the trace: it has {self.first} to {self.end - 1} (trace_steps= keeps more)")
 
     def _drop(self) -> None:
         self._segments.popleft()
