@@ -276,6 +276,20 @@ class Trace:
                     return self.state(segment.first + i)
         raise LookupError(f"{record!r} is not in the trace any more; it keeps the last {self.capacity} steps (trace_steps=)")
 
+    def figure(self, kind: Any = "overview", **options: Any) -> Any:
+        """A plotly figure for a paper, or to look at afterwards.
+
+        `kind` is one of overview, occupancy, batch, queue, throughput, latency, first_token, token_gap, prefix_hits, step_time,
+        timeline and blocks, or a function of a trace that returns a dict from labels to values, one for each record.
+        `at` is the step (or its record) whose blocks are shown, `points` how finely lines are drawn; `template`, `width` and
+        `height` are plotly's.
+
+        >>> engine.trace.figure("occupancy", width=640).write_html("kv.html")                   # doctest: +SKIP
+        """
+        from nbengine.trace_figures import figure
+
+        return figure(self, kind, **options)
+
     def __repr__(self) -> str:
         records = self.records
         span = f"steps {records[0].step} to {records[-1].step}" if records else "empty"
