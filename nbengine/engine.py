@@ -11,7 +11,7 @@ from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from nbengine.checks import checks_keywords
+from nbengine.checks import as_int, checks_keywords
 from nbengine.config import EngineConfig
 from nbengine.errors import EngineClosedError, NBEngineError
 from nbengine.front import Front
@@ -240,6 +240,18 @@ class Engine:
             raise TypeError(f"ops must be a dict from an op's name to an implementation, such as {{'linear': 'reference'}}, not {ops!r}")
         self._mailbox.ask("use", None if policy is None else policy_named(policy), None if ops is None else dict(ops))
 
+    @checks_keywords()
+    def set_limits(self, *, max_num_seqs: int | None = None, max_num_batched_tokens: int | None = None) -> None:
+        """Change how many sequences run together, and how many tokens a step takes, while it runs: at most what it was made with.
+
+        Who runs already runs to its end. `stats()` has the present limits, `info` those it was made with.
+        """
+        given = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
+        for name, value in given.items():
+            if value is not None and as_int(value) is None:
+                raise TypeError(f"{name} must be a whole number, not {value!r}")
+        self._mailbox.ask("set_limits", as_int(max_num_batched_tokens), as_int(max_num_seqs))
+
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix; running requests keep their blocks."""
         self._mailbox.ask("reset_prefix_cache")
@@ -282,6 +294,8 @@ class Engine:
             "num_preemptions": scheduler.preemptions,
             "prompt_tokens": scheduler.prompt_tokens,
             "generation_tokens": scheduler.generation_tokens,
+            "max_num_seqs": scheduler.max_num_seqs,
+            "max_num_batched_tokens": scheduler.max_num_batched_tokens,
             "last_step_ms": None if last is None else round(1e3 * last.duration, 3),
         }
 

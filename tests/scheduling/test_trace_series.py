@@ -6,6 +6,7 @@ import math
 import random
 from array import array
 from collections import defaultdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -110,7 +111,7 @@ def test_every_column_is_what_its_record_says(schedule):
     for record, prefill, decode in zip(records, column("prefill"), column("decode"), strict=True):
         decodes = [uid for uid, s, c in zip(record.uids, record.starts, record.counts, strict=True) if c == 1 and s >= prompt[uid]]
         assert (prefill, decode) == (sum(record.counts) - len(decodes), len(decodes))
-    gone = [b.time - end(a) for a, b in zip(records, records[1:], strict=False)]
+    gone = [b.time - end(a) for a, b in pairwise(records)]
     assert len(columns) - len(records) == sum(1 for pause in gone if pause > IDLE)
 
 
@@ -125,7 +126,7 @@ def test_waits_for_tokens_are_those_between_the_ends_of_their_steps(schedule):
             times[uid].append(end(record))
     firsts = sorted((t[0], t[0] - trace.sequences[uid].arrival, uid) for uid, t in times.items())
     assert np.array(sorted(columns.first_tokens)).ravel().tolist() == pytest.approx(np.array(firsts).ravel().tolist())
-    gaps = [b - a for t in times.values() for a, b in zip(t, t[1:], strict=False)]
+    gaps = [b - a for t in times.values() for a, b in pairwise(t)]
     assert columns["gaps"].sum() == len(gaps)
     assert columns["waited"].sum() == pytest.approx(sum(gaps))
 
@@ -191,7 +192,7 @@ def test_lanes_have_no_holes_and_end_as_the_records_say(schedule):
     for lane in lanes(trace):
         assert lane.reason == reasons.get(lane.uid)
         assert lane.spans[0].doing == "queued"
-        for before, after in zip(lane.spans, lane.spans[1:], strict=False):
+        for before, after in pairwise(lane.spans):
             assert before.end == after.begin
             assert before.doing != after.doing or before.doing == "preempted"
         assert all(span.end >= span.begin for span in lane.spans)
