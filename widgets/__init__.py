@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_exports = {"BlockTableView": "block_table", "Playhead": "playhead", "Timeline": "timeline", "View": "view"}
+_exports = {"BlockTableView": "block_table", "Dashboard": "dashboard", "Playhead": "playhead", "Timeline": "timeline", "View": "view"}
 
-__all__ = ["BlockTableView", "Playhead", "Timeline", "View"]
+__all__ = ["BlockTableView", "Dashboard", "Playhead", "Timeline", "View"]
 
 
 def __getattr__(name: str) -> Any:

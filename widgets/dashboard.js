@@ -1,0 +1,458 @@
+// The dashboard: plotly charts over one time axis, a strip to choose a stretch of time in, numbers, and controls.
+// @ts-check
+import { buildFrame, isDark, make, onTheme } from "./frame.js";
+
+const PLOTLY = Symbol.for("nbengine.plotly"); // on globalThis: a promise of the library, which a page needs once
+const LOADS_WITHIN = 30000; // milliseconds that the kernel may take to send it
+const CHART = 104; // CSS pixels of a chart's height
+const ABOVE = 34; // and of what is over it: its title and legend
+const TWO_COLUMNS = 760; // CSS pixels of width from which there are two
+
+/** @param {DataView} view @returns {Float32Array} */
+export function floats(view) {
+  return new Float32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
+}
+
+/** A chart as it was sent, with its numbers unpacked.
+ * @param {any} sent @returns {{ name: string, title: string, unit: string, style: string, times: number[],
+ *   lines: { label: string, colour: string, faint: boolean, values: Float32Array }[] }} */
+export function unpack(sent) {
+  const offsets = floats(sent.times);
+  const values = floats(sent.values);
+  const count = offsets.length;
+  return {
+    ...sent,
+    times: Array.from(offsets, (offset) => sent.start + offset),
+    lines: sent.labels.map((/** @type {string} */ label, /** @type {number} */ i) => ({
+      label,
+      colour: sent.colours[i],
+      faint: sent.faint[i],
+      values: values.subarray(i * count, (i + 1) * count),
+    })),
+  };
+}
+
+/** @param {string} colour @param {number} alpha */
+export function faded(colour, alpha) {
+  const number = parseInt(colour.slice(1), 16);
+  return `rgba(${number >> 16},${(number >> 8) & 255},${number & 255},${alpha})`;
+}
+
+/** Where each chart stands, as shares of the whole: [left, right, bottom, top].
+ * @param {number} count @param {number} across */
+export function places(count, across) {
+  const rows = Math.ceil(count / across);
+  const height = rows * (CHART + ABOVE);
+  return Array.from({ length: count }, (_, i) => {
+    const column = i % across;
+    const top = 1 - (Math.floor(i / across) * (CHART + ABOVE) + ABOVE) / height;
+    const gap = 0.09;
+    const wide = (1 - gap * (across - 1)) / across;
+    return [column * (wide + gap), column * (wide + gap) + wide, top - CHART / height, top];
+  });
+}
+
+/** What plotly draws.
+ * @param {ReturnType<typeof unpack>[]} charts @param {{ across: number, span: number[] | null, cursor: number | null, ink: string, dark: boolean }} look */
+export function figure(charts, look) {
+  const stand = places(charts.length, look.across);
+  /** @type {any[]} */
+  const data = [];
+  const grid = look.dark ? "rgba(255,255,255,0.16)" : "rgba(0,0,0,0.12)";
+  const first = Math.min(...charts.filter((one) => one.times.length).map((one) => one.times[0]));
+  const last = Math.max(...charts.filter((one) => one.times.length).map((one) => one.times[one.times.length - 1]));
+  const range = look.span ?? (first < last ? [first, last] : [0, 1]);
+  /** @type {any} */
+  const layout = {
+    width: undefined,
+    height: Math.ceil(charts.length / look.across) * (CHART + ABOVE) + 34,
+    margin: { l: 46, r: 8, t: 0, b: 34 },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: look.ink, size: 11 },
+    dragmode: "select",
+    selectdirection: "h",
+    hovermode: "x unified",
+    hoverlabel: { bgcolor: look.dark ? "#222" : "#fff", font: { color: look.ink } },
+    showlegend: true,
+    annotations: [],
+    shapes: [],
+    uirevision: 1,
+  };
+  charts.forEach((chart, i) => {
+    const n = i === 0 ? "" : String(i + 1);
+    const [left, right, bottom, top] = stand[i];
+    const lowest = i + look.across >= charts.length;
+    layout[`xaxis${n}`] = {
+      domain: [left, right], anchor: `y${n}`, range, matches: i === 0 ? undefined : "x", showgrid: true, gridcolor: grid, zeroline: false,
+      showticklabels: lowest, title: lowest ? { text: "seconds", standoff: 4 } : undefined, fixedrange: true, nticks: 6,
+    }; // prettier-ignore
+    layout[`yaxis${n}`] = {
+      domain: [bottom, top], anchor: `x${n}`, rangemode: "tozero", gridcolor: grid, zeroline: false, fixedrange: true, nticks: 4,
+    }; // prettier-ignore
+    layout[`legend${n}`] = {
+      orientation: "h", x: right, xanchor: "right", y: top, yanchor: "bottom", font: { size: 10 }, bgcolor: "rgba(0,0,0,0)",
+    }; // prettier-ignore
+    layout.annotations.push({
+      text: `<b>${chart.title}</b>${chart.unit ? ` ${chart.unit}` : ""}`, x: left, xref: "paper", xanchor: "left", y: top, yref: "paper",
+      yanchor: "bottom", showarrow: false, yshift: 2, font: { size: 11 },
+    }); // prettier-ignore
+    if (look.cursor !== null) {
+      const line = { color: look.ink, width: 1, dash: "dot" };
+      layout.shapes.push({ type: "line", xref: `x${n}`, yref: `y${n} domain`, x0: look.cursor, x1: look.cursor, y0: 0, y1: 1, line });
+    }
+    const single = chart.lines.length === 1;
+    for (const { label, colour, faint, values } of chart.lines) {
+      const points = chart.style === "points";
+      data.push({
+        type: "scatter", mode: points ? "markers" : "lines", name: label, x: chart.times, y: values, xaxis: `x${n}`, yaxis: `y${n}`,
+        legend: `legend${n}`, showlegend: !single, marker: { color: colour, size: 5 }, hovertemplate: "%{y:.4~g}",
+        line: { color: colour, width: chart.style === "area" ? 0.5 : 1.5, shape: "hv" },
+        ...(chart.style === "area" ? { stackgroup: `s${i}`, fillcolor: faded(colour, faint ? 0.15 : 0.75) } : {}),
+        selected: { marker: { opacity: 1 } }, unselected: { marker: { opacity: 1 } },
+      }); // prettier-ignore
+    }
+  });
+  return { data, layout };
+}
+
+/** The library, from the kernel: once a page, zipped.
+ * @param {import("./frame.js").Model} model @param {() => void} ask @returns {Promise<any>} */
+function plotly(model, ask) {
+  const all = /** @type {any} */ (globalThis);
+  if (all[PLOTLY]) return all[PLOTLY];
+  const loading = new Promise((resolve, reject) => {
+    const late = setTimeout(() => reject(new Error("the kernel did not send plotly")), LOADS_WITHIN);
+    const arrived = async (/** @type {any} */ message, /** @type {DataView[]} */ buffers) => {
+      if (!message.plotly) return;
+      model.off("msg:custom", /** @type {any} */ (arrived));
+      clearTimeout(late);
+      try {
+        const zipped = new Blob([/** @type {any} */ (buffers[0])]).stream().pipeThrough(new DecompressionStream("gzip"));
+        const text = await new Response(zipped).text();
+        const key = `nbengine${Math.random().toString(36).slice(2)}`;
+        // as a script of its own: it is written for one, and `define` of a page that has require.js must not catch it
+        const wrapped = `globalThis["${key}"] = (function () { var module = { exports: {} }, exports = module.exports, define; ${text}
+          ; return module.exports; }).call(globalThis);`;
+        const url = URL.createObjectURL(new Blob([wrapped], { type: "text/javascript" }));
+        const script = make("script", { src: url });
+        script.onload = () => {
+          URL.revokeObjectURL(url);
+          const found = all[key];
+          delete all[key];
+          if (found?.react) resolve(found);
+          else reject(new Error("plotly did not load"));
+        };
+        script.onerror = () => reject(new Error("this page lets no script be added"));
+        document.head.append(script);
+      } catch (error) {
+        reject(error);
+      }
+    };
+    model.on("msg:custom", /** @type {any} */ (arrived));
+    ask();
+  });
+  all[PLOTLY] = loading;
+  loading.catch(() => delete all[PLOTLY]);
+  return loading;
+}
+
+/** The strip under the charts: all of the time, and the stretch that is looked at.
+ * @param {(span: number[] | null) => void} choose */
+function buildStrip(choose) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("viewBox", "0 0 1000 40");
+  svg.setAttribute("preserveAspectRatio", "none");
+  svg.setAttribute("aria-hidden", "true");
+  const pane = make("div", { className: "nbengine-pane" });
+  const strip = make("div", { className: "nbengine-strip", title: "Drag to look at a stretch of time; double-click for all of it" }, svg, pane);
+  const ends = ["From", "To"].map((label) =>
+    make("input", { type: "range", min: "0", max: "1000", step: "1", "aria-label": `${label}: time of the charts` }),
+  );
+  const all = make("button", { type: "button", textContent: "All", title: "Look at all of the time" });
+  const text = make("output", { className: "nbengine-quiet" });
+  const row = make("div", { className: "nbengine-ends" }, make("label", {}, "from ", ends[0]), make("label", {}, "to ", ends[1]), all, text);
+  let first = 0;
+  let last = 1;
+  /** @type {number[] | null} */
+  let span = null;
+  let busy = false;
+
+  const show = () => {
+    const share = (/** @type {number} */ time) => Math.min(1, Math.max(0, (time - first) / (last - first || 1)));
+    const [begin, end] = (span ?? [first, last]).map(share);
+    pane.style.left = `${100 * begin}%`;
+    pane.style.width = `${100 * Math.max(0.002, end - begin)}%`;
+    pane.hidden = span === null;
+    if (!busy) [begin, end].forEach((place, i) => (ends[i].value = String(Math.round(1000 * place))));
+    all.disabled = span === null;
+    text.textContent = span ? `${span[0].toFixed(2)} s to ${span[1].toFixed(2)} s` : `all ${(last - first).toFixed(1)} s`;
+    ends.forEach((input, i) => input.setAttribute("aria-valuetext", `${(span ?? [first, last])[i].toFixed(2)} seconds`));
+  };
+  const set = (/** @type {number[] | null} */ chosen) => {
+    span = chosen;
+    show();
+    choose(chosen);
+  };
+  const timeAt = (/** @type {PointerEvent} */ event) => {
+    const box = strip.getBoundingClientRect();
+    return first + Math.min(1, Math.max(0, (event.clientX - box.left) / box.width)) * (last - first);
+  };
+  strip.addEventListener("pointerdown", (/** @type {PointerEvent} */ event) => {
+    const from = timeAt(event);
+    const held = span && event.target === pane ? span : null; // moved along, or drawn anew
+    strip.setPointerCapture(event.pointerId);
+    busy = true;
+    const move = (/** @type {PointerEvent} */ moved) => {
+      const to = timeAt(moved);
+      if (held) {
+        const by = Math.min(last - held[1], Math.max(first - held[0], to - from));
+        set([held[0] + by, held[1] + by]);
+      } else if (Math.abs(to - from) > 0.005 * (last - first)) set([Math.min(from, to), Math.max(from, to)]);
+    };
+    const up = () => {
+      busy = false;
+      strip.removeEventListener("pointermove", move);
+      strip.removeEventListener("pointerup", up);
+      strip.removeEventListener("pointercancel", up);
+      show();
+    };
+    strip.addEventListener("pointermove", move);
+    strip.addEventListener("pointerup", up);
+    strip.addEventListener("pointercancel", up);
+  });
+  strip.addEventListener("dblclick", () => set(null));
+  all.addEventListener("click", () => set(null));
+  ends.forEach((input, i) =>
+    input.addEventListener("input", () => {
+      const times = ends.map((one) => first + (Number(one.value) / 1000) * (last - first));
+      const other = times[1 - i];
+      times[i] = i === 0 ? Math.min(times[i], other - 0.001 * (last - first)) : Math.max(times[i], other + 0.001 * (last - first));
+      busy = true;
+      set(times);
+      busy = false;
+    }),
+  );
+
+  return {
+    element: make("div", {}, strip, row),
+    set,
+    /** @param {ReturnType<typeof unpack>} chart @param {number[] | null} chosen what the kernel knows of */
+    draw(chart, chosen) {
+      if (!chart.times.length) return;
+      first = chart.times[0];
+      last = Math.max(chart.times[chart.times.length - 1], first + 1e-6);
+      const values = chart.lines[0].values;
+      const top = Math.max(1e-9, ...values);
+      let path = "M0 40";
+      chart.times.forEach((time, i) => {
+        path += `H${((1000 * (time - first)) / (last - first)).toFixed(1)}V${(40 - (38 * values[i]) / top).toFixed(1)}`;
+      });
+      svg.innerHTML = `<path d="${path}V40z"/>`;
+      if (!busy) span = chosen;
+      show();
+    },
+  };
+}
+
+/** Load, limits and policy.
+ * @param {(name: string, value?: any) => void} press */
+function buildControls(press) {
+  const number = (/** @type {string} */ label, /** @type {string} */ value, /** @type {string} */ max) =>
+    make("input", { type: "number", min: "1", max, value, "aria-label": label, title: label });
+  const choice = (/** @type {string} */ label) => make("select", { "aria-label": label, title: label });
+  const button = (/** @type {string} */ text, /** @type {string} */ title, /** @type {() => void} */ onclick) =>
+    make("button", { type: "button", textContent: text, title, onclick });
+
+  const shape = choice("Shape of the load");
+  const count = number("Requests in a burst", "32", "10000");
+  const prompt = number("Tokens in", "128", "1000000");
+  const output = number("Tokens out", "128", "1000000");
+  const sizes = make("span", {}, prompt, " in ", output, " out");
+  const load = () =>
+    press("burst", {
+      shape: shape.value,
+      count: Number(count.value),
+      ...(shape.value === "fixed" ? { prompt: Number(prompt.value), output: Number(output.value) } : {}),
+    });
+  const sized = () => (sizes.hidden = shape.value !== "fixed");
+  shape.addEventListener("change", sized);
+
+  const seqs = number("max_num_seqs", "1", "1");
+  const tokens = number("max_num_batched_tokens", "1", "1");
+  seqs.addEventListener("change", () => press("limits", { max_num_seqs: Number(seqs.value) }));
+  tokens.addEventListener("change", () => press("limits", { max_num_batched_tokens: Number(tokens.value) }));
+  const policy = choice("Scheduling policy");
+  policy.addEventListener("change", () => press("policy", policy.value));
+  const request = choice("Request to cancel");
+  const cancel = button("Cancel", "End this request and keep what it has", () => press("cancel", request.value));
+  const cancelAll = button("Cancel all", "End every request", () => press("cancel_all"));
+
+  const group = (/** @type {string} */ name, /** @type {any[]} */ ...parts) =>
+    make("fieldset", {}, make("legend", { textContent: name }), ...parts);
+  const element = make("div", { className: "nbengine-controls-row" },
+    group("Load", count, " × ", shape, " ", sizes, " ", button("Submit", "Queue this many requests at once", load)),
+    group("Limits", make("label", {}, "sequences ", seqs), " ", make("label", {}, "tokens a step ", tokens)),
+    group("Policy", policy),
+    group("Requests", request, " ", cancel, " ", cancelAll),
+  ); // prettier-ignore
+
+  const fill = (/** @type {any} */ select, /** @type {string[]} */ values, /** @type {string} */ [...chosen]) => {
+    const text = JSON.stringify(values);
+    if (select.dataset.values !== text) {
+      const before = select.value;
+      select.dataset.values = text;
+      select.replaceChildren(...values.map((value) => make("option", { value, textContent: value })));
+      if (values.includes(before)) select.value = before;
+    }
+    const wanted = chosen.join("");
+    if (wanted && document.activeElement !== select) select.value = wanted;
+  };
+  const fit = (/** @type {any} */ input, /** @type {number} */ value, /** @type {number} */ most) => {
+    input.max = String(most);
+    input.title = `${input.getAttribute("aria-label")}: 1 to ${most}`;
+    if (document.activeElement !== input) input.value = String(value);
+  };
+  return {
+    element,
+    /** @param {any} controls */
+    draw(controls) {
+      element.hidden = !controls;
+      if (!controls) return;
+      fill(shape, controls.shapes, "");
+      fill(policy, [...new Set([...controls.policies, controls.policy])], controls.policy);
+      fill(request, controls.requests, "");
+      fit(seqs, controls.max_num_seqs, controls.most_seqs);
+      fit(tokens, controls.max_num_batched_tokens, controls.most_tokens);
+      cancel.disabled = cancelAll.disabled = controls.requests.length === 0;
+      sized();
+    },
+  };
+}
+
+/** What the engine's HTTP server counts, as a small table: names and numbers, whatever it counts.
+ * @param {any} stats @returns {[string, string][]} */
+export function httpRows(stats, prefix = "") {
+  /** @type {[string, string][]} */
+  const rows = [];
+  for (const [name, value] of Object.entries(stats ?? {})) {
+    const label = `${prefix}${name.replaceAll("_", " ")}`;
+    if (value !== null && typeof value === "object" && !Array.isArray(value)) rows.push(...httpRows(value, `${label} `));
+    else rows.push([label, typeof value === "number" ? value.toLocaleString("en") : String(value)]);
+  }
+  return rows;
+}
+
+/** @param {{ model: import("./frame.js").Model, el: HTMLElement }} given */
+function render({ model, el }) {
+  const numbers = make("dl", { className: "nbengine-numbers" });
+  const plot = make("div", { className: "nbengine-charts", role: "img", "aria-label": "Charts of what the engine did" });
+  const note = make("div", { className: "nbengine-quiet", role: "status" });
+  const http = make("dl", { className: "nbengine-numbers nbengine-http", "aria-label": "HTTP traffic" });
+  /** @type {any} */
+  let library = null;
+  /** @type {any} */
+  let latest = null;
+  /** @type {number[] | null} */
+  let span = null; // as chosen here; the kernel's answer brings finer lines for it
+  let drawing = false;
+  let waiting = false;
+
+  const draw = (/** @type {any} */ frame) => {
+    latest = frame;
+    span = frame.span;
+    numbers.replaceChildren(
+      ...frame.numbers.map((/** @type {string[]} */ [what, much]) => make("div", {}, make("dt", { textContent: what }), make("dd", { textContent: much }))),
+    );
+    note.textContent = frame.note;
+    controls.draw(frame.controls);
+    strip.draw(unpack(frame.overview), frame.span);
+    const rows = httpRows(frame.http);
+    http.replaceChildren(...rows.map(([what, much]) => make("div", {}, make("dt", { textContent: what }), make("dd", { textContent: much }))));
+    http.hidden = rows.length === 0;
+    redraw();
+  };
+
+  const redraw = async () => {
+    if (!latest) return;
+    if (latest.picture) {
+      plot.innerHTML = latest.picture;
+      return;
+    }
+    if (!library || !plot.isConnected || plot.clientWidth === 0) return;
+    waiting = drawing;
+    if (drawing) return; // what comes while plotly draws is drawn after it, once
+    drawing = true;
+    const look = {
+      across: plot.clientWidth >= TWO_COLUMNS ? 2 : 1,
+      span,
+      cursor: latest.cursor,
+      ink: getComputedStyle(el).color,
+      dark: isDark(el),
+    };
+    const { data, layout } = figure(latest.charts.map(unpack), look);
+    try {
+      const fresh = !plot.classList.contains("js-plotly-plot");
+      if (fresh) plot.replaceChildren();
+      await library.react(plot, data, { ...layout, width: plot.clientWidth }, { displayModeBar: false, responsive: false, doubleClick: false });
+      if (fresh) listen();
+      plot.dataset.drawn = String(Number(plot.dataset.drawn ?? 0) + 1);
+    } finally {
+      drawing = false;
+    }
+    if (waiting) redraw();
+  };
+
+  const listen = () => {
+    /** @type {any} */ (plot).on("plotly_selected", (/** @type {any} */ event) => {
+      const range = event?.range && Object.entries(event.range).find(([name]) => name.startsWith("x"))?.[1];
+      library.restyle(plot, { selectedpoints: null });
+      library.relayout(plot, { selections: [] });
+      if (range) strip.set([...range].sort((/** @type {number} */ a, /** @type {number} */ b) => a - b));
+    });
+    /** @type {any} */ (plot).on("plotly_doubleclick", () => strip.set(null));
+    /** @type {any} */ (plot).on("plotly_click", (/** @type {any} */ event) => frame.press("seek_time", event.points[0].x));
+  };
+
+  const frame = buildFrame({ model, el }, "Dashboard", draw);
+  const strip = buildStrip((chosen) => {
+    span = chosen;
+    redraw();
+    clearTimeout(later);
+    later = setTimeout(() => frame.press("brush", chosen), 60);
+  });
+  /** @type {any} */
+  let later = 0;
+  const controls = buildControls(frame.press);
+  el.classList.add("nbengine-dashboard");
+  frame.body.append(numbers, plot, strip.element, http, controls.element, note);
+  plot.textContent = "The charts are on their way.";
+
+  const size = new ResizeObserver(() => redraw());
+  size.observe(plot);
+  const noMoreThemes = onTheme(() => redraw());
+  let stopped = false;
+  plotly(model, () => frame.press("plotly")).then(
+    (found) => {
+      if (stopped) return;
+      library = found;
+      redraw();
+    },
+    (error) => {
+      if (stopped) return;
+      plot.textContent = `Charts are drawn as pictures: ${error.message}.`;
+      frame.press("pictures");
+    },
+  );
+  if (model.get("frame")?.moment) draw(model.get("frame"));
+  return () => {
+    stopped = true;
+    clearTimeout(later);
+    size.disconnect();
+    noMoreThemes();
+    if (library) library.purge(plot);
+    frame.stop();
+  };
+}
+
+export default { render };
