@@ -241,14 +241,16 @@ class Trace:
         return segment.records[i]
 
     def state(self, number: int) -> PoolState:
-        """The pool right after the record of this number; before the first of all records for -1."""
-        if number < 0 and self._segments[0].first == 0:
-            return self._segments[0].start.copy()
+        """The pool right after the record of this number."""
         segment, i = self._find(number)
         state = segment.start.copy()
         for record in segment.records[: i + 1]:
             state.apply(record.events)
         return state
+
+    def start(self) -> PoolState:
+        """The pool before the oldest record."""
+        return self._segments[0].start.copy()
 
     def introduce(self, uid: int, info: SequenceInfo) -> None:
         """Say who a uid is; forgotten once it has ended and no record in the ring speaks of it."""
