@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nbengine.trace import PoolState
+from nbengine.pool_state import PoolState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
