@@ -21,7 +21,7 @@ class BlockPool:
     cached  references[b] == 0 and hashes[b] set: free, but its content can still be found; evicted oldest first
     blank   references[b] == 0 and no hash: free; taken before any cached block is evicted
 
-    Every change is appended to `events`, from which `nbengine.trace.PoolState` rebuilds the pool.
+    Every change is appended to `events`, from which `nbengine.pool_state.PoolState` rebuilds the pool.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:

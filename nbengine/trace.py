@@ -8,7 +8,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from nbengine.pool_state import PoolState
 
 if TYPE_CHECKING:
     from nbengine.blocks import BlockPool
@@ -74,96 +77,6 @@ class SequenceInfo:
     arrival: float
     last_step: int = sys.maxsize  # set when it ends
     tokens: Ids[int] = ()  # its token ids: the very list that its engine goes on appending to
-
-
-class PoolState:
-    """The block pool at one moment: the same fields as `BlockPool`, and every sequence's table."""
-
-    def __init__(self, num_blocks: int) -> None:
-        self.references = [0] * num_blocks
-        self.hashes: list[bytes | None] = [None] * num_blocks
-        self.blank = list(range(num_blocks - 1, -1, -1))
-        self.cached: dict[int, None] = {}
-        self.copied: dict[int, int] = {}
-        self.tables: dict[int, list[int]] = {}
-
-    @classmethod
-    def of(cls, pool: BlockPool, running: Mapping[int, Sequence]) -> PoolState:
-        """A copy of what a pool is now."""
-        state = cls(0)
-        state.references = pool.references.copy()
-        state.hashes = pool.hashes.copy()
-        state.blank = pool.blank.copy()
-        state.cached = dict.fromkeys(pool.cached)
-        state.copied = pool.copied.copy()
-        state.tables = {uid: sequence.blocks.copy() for uid, sequence in running.items() if sequence.blocks}
-        return state
-
-    def copy(self) -> PoolState:
-        state = PoolState(0)
-        state.references, state.hashes, state.blank = self.references.copy(), self.hashes.copy(), self.blank.copy()
-        state.cached, state.copied = self.cached.copy(), self.copied.copy()
-        state.tables = {uid: blocks.copy() for uid, blocks in self.tables.items()}
-        return state
-
-    def apply(self, events: Iterable[tuple[Any, ...]]) -> None:
-        for kind, *arguments in events:
-            getattr(self, f"_{kind}")(*arguments)
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, PoolState)
-            and (self.references, self.hashes, self.blank, self.tables) == (other.references, other.hashes, other.blank, other.tables)
-            and self.copied == other.copied
-            and list(self.cached) == list(other.cached)
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def _take(self, block: int, uid: int) -> None:
-        assert self.blank[-1] == block
-        self.blank.pop()
-        self.references[block] = 1
-        self.tables.setdefault(uid, []).append(block)
-
-    def _evict(self, block: int) -> None:
-        del self.cached[block]
-        self.hashes[block] = None
-        self.blank.append(block)
-
-    def _share(self, block: int, uid: int) -> None:
-        self.cached.pop(block, None)
-        self.references[block] += 1
-        self.tables.setdefault(uid, []).append(block)
-
-    def _copy(self, source: int, target: int, uid: int) -> None:
-        table = self.tables[uid]
-        assert table[-1] == target
-        table[table.index(source)] = target
-        self.copied[target] = source
-        table[-1] = source  # the "free" that follows takes it away
-
-    def _seal(self, block: int, digest: bytes) -> None:
-        self.hashes[block] = digest
-
-    def _free(self, block: int, uid: int) -> None:
-        table = self.tables[uid]
-        assert table[-1] == block
-        table.pop()
-        if not table:
-            del self.tables[uid]
-        self.references[block] -= 1
-        if self.references[block] == 0:
-            self.copied.pop(block, None)
-            if self.hashes[block] is None:
-                self.blank.append(block)
-            else:
-                self.cached[block] = None
-
-    def _forget(self) -> None:
-        self.blank.extend(self.cached)
-        self.cached.clear()
-        self.hashes = [None] * len(self.hashes)
 
 
 @dataclass(slots=True)
@@ -241,14 +154,16 @@ class Trace:
         return segment.records[i]
 
     def state(self, number: int) -> PoolState:
-        """The pool right after the record of this number; before the first of all records for -1."""
-        if number < 0 and self._segments[0].first == 0:
-            return self._segments[0].start.copy()
+        """The pool right after the record of this number."""
         segment, i = self._find(number)
         state = segment.start.copy()
         for record in segment.records[: i + 1]:
             state.apply(record.events)
         return state
+
+    def start(self) -> PoolState:
+        """The pool before the oldest record."""
+        return self._segments[0].start.copy()
 
     def introduce(self, uid: int, info: SequenceInfo) -> None:
         """Say who a uid is; forgotten once it has ended and no record in the ring speaks of it."""
@@ -259,13 +174,44 @@ class Trace:
         """Append a record; `pool` and `running` are the state after it, copied only when a keyframe is due."""
         if self.capacity == 0:
             return
+        if self._append(record):
+            self._segments.append(_Segment(PoolState.of(pool, running), self.end))
+            while len(self) - len(self._segments[0].records) >= self.capacity:
+                self._drop()
+
+    def _append(self, record: StepRecord) -> bool:
+        """Append a record; whether a keyframe is due after it."""
         segment = self._segments[-1]
         segment.records.append(record)
         segment.num_events += len(record.events)
-        if segment.num_events >= max(1024, self.num_blocks) or len(segment.records) >= max(1, self.capacity // 8):
-            self._segments.append(_Segment(PoolState.of(pool, running), segment.end))
-            while len(self) - len(self._segments[0].records) >= self.capacity:
-                self._drop()
+        return segment.num_events >= max(1024, self.num_blocks) or len(segment.records) >= max(1, self.capacity // 8)
+
+    def snapshot(self) -> tuple[PoolState, int, list[StepRecord]]:
+        """The pool before the oldest record, the number of that, and all records: what belongs together, while the ring goes on."""
+        segments = list(self._segments)
+        return segments[0].start.copy(), segments[0].first, [record for segment in segments for record in segment.records.copy()]
+
+    def restore(self, start: PoolState, first: int, records: Iterable[StepRecord]) -> None:
+        """Hold what a snapshot had in place of what it holds."""
+        self._segments = deque([_Segment(start.copy(), first)])
+        state = start.copy()
+        for record in records:
+            state.apply(record.events)
+            if self._append(record):
+                self._segments.append(_Segment(state.copy(), self.end))
+
+    def save(self, path: str | Path) -> Path:
+        """Write it to a file, tokens included; `Trace.load(path)` reads it, without an engine or a GPU."""
+        from nbengine.trace_file import save_trace
+
+        return save_trace(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """A trace that was saved: views draw it as they draw a live one."""
+        from nbengine.trace_file import load_trace
+
+        return load_trace(path)
 
     def at(self, record: StepRecord | int) -> PoolState:
         """The pool as it was right after a record (or after the last record of that step)."""

@@ -128,7 +128,8 @@ export function buildFrame({ model, el }, title, draw) {
   document.head.append(still);
 
   const say = (/** @type {Record<string, any>} */ message) => model.send({ place, ...message });
-  const press = (/** @type {string} */ name, /** @type {any} */ value) => {
+  /** @type {Frame["press"]} */
+  const press = (name, value) => {
     number += 1;
     say({ press: name, value, number });
     clearTimeout(deaf);
@@ -166,7 +167,14 @@ export function buildFrame({ model, el }, title, draw) {
   speed.addEventListener("input", () => go(tellSpeed()));
   const controls = make("div", { className: "nbengine-time", role: "group" }, toggle, back, step, live, scrub, speed, speedText);
   controls.setAttribute("aria-label", "Time");
-  el.append(make("div", { className: "nbengine-head" }, make("strong", { textContent: title }), status), controls, hard, tools, body, trouble);
+  el.append(
+    make("div", { className: "nbengine-head" }, make("strong", { textContent: title }), status),
+    controls,
+    hard,
+    tools,
+    body,
+    trouble,
+  );
 
   const show = (/** @type {Moment} */ moment) => {
     const can = controlsOf(moment);

@@ -61,14 +61,18 @@ class Playhead:
         self._views: weakref.WeakSet[Looker] = weakref.WeakSet()
         self._models: dict[Any, Any] = {}
         self._replies: deque[Reply[Any]] = deque()
-        self._changed = (0.0, (), True)  # when what was last seen, and whether the views were told that it stays
+        self._changed: tuple[float, tuple[Any, ...], bool] = (
+            0.0,
+            (),
+            True,
+        )  # when what was last seen, and whether the views were told that it stays
         if engine is not None:
             engine.front.at_end(self._look)
 
     @classmethod
     def of(cls, source: Engine | Trace | Any) -> Playhead:
         """That of an engine (or an LLM, which has one) or of a trace."""
-        engine = getattr(source, "engine", source)
+        engine: Any = getattr(source, "engine", source)
         trace = source if isinstance(source, Trace) else getattr(engine, "trace", None)
         if not isinstance(trace, Trace):
             raise TypeError(

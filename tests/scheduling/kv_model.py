@@ -20,10 +20,10 @@ from nbengine.blocks import BlockPool, block_hash
 from nbengine.core import EngineCore, NewRequest
 from nbengine.plan import Update
 from nbengine.policy import Policy, policies
+from nbengine.pool_state import PoolState
 from nbengine.sampling_params import SamplingParams
 from nbengine.scheduler import Scheduler
 from nbengine.sequence import Sequence
-from nbengine.trace import PoolState
 
 ALPHABET = 2  # so few tokens that prefixes often meet by chance
 STOP = 7  # sampled now and then; ends those who asked for it
