@@ -112,7 +112,7 @@ def batch(groups: Groups) -> Series:
 def queue(groups: Groups) -> Series:
     """Sequences that run and wait (of steps drawn as one, the most), and how many were preempted."""
     lines = {"running": groups.most("running"), "waiting": groups.most("waiting"), "preempted": groups.sum("preempted")}
-    return groups.series("Sequences", "sequences", lines)
+    return groups.series("Sequences", "", lines)
 
 
 def throughput(groups: Groups) -> Series:
@@ -149,7 +149,7 @@ def prefix_hits(groups: Groups) -> Series:
 def step_time(groups: Groups) -> Series:
     """Where a step's time goes, the mean over steps drawn as one."""
     lines = {label: 1e3 * groups.a_step(name) for label, name in STEP_PARTS.items()}
-    return groups.series("Where a step's time goes", "ms a step", lines, "area")
+    return groups.series("Step time", "ms", lines, "area")
 
 
 Panel = Callable[["Trace"], Any]

@@ -19,12 +19,13 @@ WIDTH, HIGH, GAP, SIDE = 640, 70, 34, 44  # of the picture; of a chart; above it
 PAPER, INK, RULE = "#ffffff", "#333333", "#d9d9d9"
 
 
-def draw_charts(series: Sequence[Series], text: str, cursor: float | None = None, across: int = 2) -> str:
-    """Charts in columns, under a line of text; `cursor` is a time marked in all of them."""
+def draw_charts(series: Sequence[Series], text: str, cursor: float | None = None, span: tuple[float, float] | None = None) -> str:
+    """Charts in two columns, under a line of text; `cursor` is a time marked in all of them, `span` the time that all of them show."""
+    across = 2
     wide = (WIDTH - 16) / across
     parts = [
         f'<g transform="translate({8 + place % across * wide:.1f} {30 + place // across * (HIGH + GAP)})">'
-        f"{_chart(one, wide - SIDE - 12, cursor)}</g>"
+        f"{_chart(one, wide - SIDE - 12, cursor, span)}</g>"
         for place, one in enumerate(series)
     ]
     height = 34 + -(-len(series) // across) * (HIGH + GAP)
@@ -35,9 +36,9 @@ def draw_charts(series: Sequence[Series], text: str, cursor: float | None = None
     )
 
 
-def _chart(series: Series, wide: float, cursor: float | None) -> str:
+def _chart(series: Series, wide: float, cursor: float | None, span: tuple[float, float] | None) -> str:
     times, lines = series.steps()
-    first, last = (float(times[0]), float(times[-1])) if len(times) else (0.0, 1.0)
+    first, last = span or ((float(times[0]), float(times[-1])) if len(times) else (0.0, 1.0))
     across = wide / max(last - first, 1e-9)
     stacks = _stacked(lines) if series.style == "area" else lines
     tops = [np.nanmax(values) for values in stacks.values() if len(values) and not np.isnan(values).all()]

@@ -5,7 +5,7 @@ import { buildFrame, isDark, make, onTheme } from "./frame.js";
 const PLOTLY = Symbol.for("nbengine.plotly"); // on globalThis: a promise of the library, which a page needs once
 const LOADS_WITHIN = 30000; // milliseconds that the kernel may take to send it
 const CHART = 104; // CSS pixels of a chart's height
-const ABOVE = 34; // and of what is over it: its title and legend
+const ABOVE = 30; // and of what is over it: its title and legend
 const TWO_COLUMNS = 760; // CSS pixels of width from which there are two
 
 /** @param {DataView} view @returns {Float32Array} */
@@ -52,6 +52,15 @@ export function places(count, across) {
   });
 }
 
+/** A chart's title with what its colours mean, in one line.
+ * @param {ReturnType<typeof unpack>} chart */
+export function heading(chart) {
+  const text = (/** @type {string} */ plain) => plain.replace(/[&<>]/g, (sign) => `&#${sign.charCodeAt(0)};`);
+  const key =
+    chart.lines.length > 1 ? chart.lines.map(({ label, colour }) => `  <span style="color:${colour}">■</span> ${text(label)}`) : [];
+  return `<b>${text(chart.title)}</b>${chart.unit ? `, ${text(chart.unit)}` : ""}${key.join("")}`;
+}
+
 /** What plotly draws.
  * @param {ReturnType<typeof unpack>[]} charts @param {{ across: number, span: number[] | null, cursor: number | null, ink: string, dark: boolean }} look */
 export function figure(charts, look) {
@@ -74,7 +83,7 @@ export function figure(charts, look) {
     selectdirection: "h",
     hovermode: "x unified",
     hoverlabel: { bgcolor: look.dark ? "#222" : "#fff", font: { color: look.ink } },
-    showlegend: true,
+    showlegend: false,
     annotations: [],
     shapes: [],
     uirevision: 1,
@@ -90,23 +99,19 @@ export function figure(charts, look) {
     layout[`yaxis${n}`] = {
       domain: [bottom, top], anchor: `x${n}`, rangemode: "tozero", gridcolor: grid, zeroline: false, fixedrange: true, nticks: 4,
     }; // prettier-ignore
-    layout[`legend${n}`] = {
-      orientation: "h", x: right, xanchor: "right", y: top, yanchor: "bottom", font: { size: 10 }, bgcolor: "rgba(0,0,0,0)",
-    }; // prettier-ignore
     layout.annotations.push({
-      text: `<b>${chart.title}</b>${chart.unit ? ` ${chart.unit}` : ""}`, x: left, xref: "paper", xanchor: "left", y: top, yref: "paper",
+      text: heading(chart), align: "left", x: left, xref: "paper", xanchor: "left", y: top, yref: "paper",
       yanchor: "bottom", showarrow: false, yshift: 2, font: { size: 11 },
     }); // prettier-ignore
     if (look.cursor !== null) {
       const line = { color: look.ink, width: 1, dash: "dot" };
       layout.shapes.push({ type: "line", xref: `x${n}`, yref: `y${n} domain`, x0: look.cursor, x1: look.cursor, y0: 0, y1: 1, line });
     }
-    const single = chart.lines.length === 1;
     for (const { label, colour, faint, values } of chart.lines) {
       const points = chart.style === "points";
       data.push({
         type: "scatter", mode: points ? "markers" : "lines", name: label, x: chart.times, y: values, xaxis: `x${n}`, yaxis: `y${n}`,
-        legend: `legend${n}`, showlegend: !single, marker: { color: colour, size: 5 }, hovertemplate: "%{y:.4~g}",
+        marker: { color: colour, size: 5 }, hovertemplate: "%{y:.4~g}",
         line: { color: colour, width: chart.style === "area" ? 0.5 : 1.5, shape: "hv" },
         ...(chart.style === "area" ? { stackgroup: `s${i}`, fillcolor: faded(colour, faint ? 0.15 : 0.75) } : {}),
         selected: { marker: { opacity: 1 } }, unselected: { marker: { opacity: 1 } },
@@ -165,13 +170,25 @@ function buildStrip(choose) {
   svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("aria-hidden", "true");
   const pane = make("div", { className: "nbengine-pane" });
-  const strip = make("div", { className: "nbengine-strip", title: "Drag to look at a stretch of time; double-click for all of it" }, svg, pane);
+  const strip = make(
+    "div",
+    { className: "nbengine-strip", title: "Drag to look at a stretch of time; double-click for all of it" },
+    svg,
+    pane,
+  );
   const ends = ["From", "To"].map((label) =>
     make("input", { type: "range", min: "0", max: "1000", step: "1", "aria-label": `${label}: time of the charts` }),
   );
   const all = make("button", { type: "button", textContent: "All", title: "Look at all of the time" });
   const text = make("output", { className: "nbengine-quiet" });
-  const row = make("div", { className: "nbengine-ends" }, make("label", {}, "from ", ends[0]), make("label", {}, "to ", ends[1]), all, text);
+  const row = make(
+    "div",
+    { className: "nbengine-ends" },
+    make("label", {}, "from ", ends[0]),
+    make("label", {}, "to ", ends[1]),
+    all,
+    text,
+  );
   let first = 0;
   let last = 1;
   /** @type {number[] | null} */
@@ -362,13 +379,17 @@ function render({ model, el }) {
     latest = frame;
     span = frame.span;
     numbers.replaceChildren(
-      ...frame.numbers.map((/** @type {string[]} */ [what, much]) => make("div", {}, make("dt", { textContent: what }), make("dd", { textContent: much }))),
+      ...frame.numbers.map((/** @type {string[]} */ [what, much]) =>
+        make("div", {}, make("dt", { textContent: what }), make("dd", { textContent: much })),
+      ),
     );
     note.textContent = frame.note;
     controls.draw(frame.controls);
     strip.draw(unpack(frame.overview), frame.span);
     const rows = httpRows(frame.http);
-    http.replaceChildren(...rows.map(([what, much]) => make("div", {}, make("dt", { textContent: what }), make("dd", { textContent: much }))));
+    http.replaceChildren(
+      ...rows.map(([what, much]) => make("div", {}, make("dt", { textContent: what }), make("dd", { textContent: much }))),
+    );
     http.hidden = rows.length === 0;
     redraw();
   };
@@ -394,7 +415,12 @@ function render({ model, el }) {
     try {
       const fresh = !plot.classList.contains("js-plotly-plot");
       if (fresh) plot.replaceChildren();
-      await library.react(plot, data, { ...layout, width: plot.clientWidth }, { displayModeBar: false, responsive: false, doubleClick: false });
+      await library.react(
+        plot,
+        data,
+        { ...layout, width: plot.clientWidth },
+        { displayModeBar: false, responsive: false, doubleClick: false },
+      );
       if (fresh) listen();
       plot.dataset.drawn = String(Number(plot.dataset.drawn ?? 0) + 1);
     } finally {
