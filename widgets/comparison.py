@@ -103,8 +103,8 @@ class Comparison(anywidget.AnyWidget):
     _esm = module("comparison.js")
     _css = style("comparison.css")
 
-    sides = traitlets.List().tag(sync=True)
-    table = traitlets.List().tag(sync=True)
+    sides: Any = traitlets.List().tag(sync=True)
+    table: Any = traitlets.List().tag(sync=True)
     still = traitlets.Unicode().tag(sync=True)  # the class of its static picture, which is hidden where this one shows
 
     def __init__(self, one: Side, two: Side) -> None:

@@ -223,7 +223,7 @@ class Dashboard(View):
 
     def _http(self) -> dict[str, Any] | None:
         """What the engine's server counts, once it has served."""
-        stats = getattr(self.playhead.engine, "http_stats", dict)()
+        stats: dict[str, Any] = getattr(self.playhead.engine, "http_stats", dict)()
         if not any(stats.values()):
             return None
         servers = [str(one.get("url") or one.get("socket")) for one in stats.get("servers", [])]

@@ -62,7 +62,7 @@ def test_lanes_of_static_batching_wait_for_the_longest_of_the_batch_before(runs)
 def test_its_table_picture_and_words_say_the_same(runs):
     made = compare(*runs, labels=("a <b>", "c"))
     rows = {row[0]: row[1:] for row in made.table}
-    assert rows["tokens"] == ["76", "76", "1.00 times"]
+    assert rows["tokens"] == ["82", "82", "1.00 times"]
     assert rows["finished after"][0] == f"{made.numbers['a <b>']['finished']:.2f} s"
     ET.fromstring(made.snapshot().data)
     assert "a &lt;b&gt;: KV cache" in made.snapshot().data
