@@ -59,7 +59,6 @@ class BlockTableView(View):
         return {
             "size": trace.block_size,
             **cells.encode(),
-            "totals": cells.totals(),
             "uids": uids,
             "names": [sequence_name(trace, uid) for uid in uids] if len(uids) <= NAMED else [],
             "table": self._table(cells),

@@ -96,31 +96,31 @@ class Cells:
         return [number for pair in partial.items() for number in pair], empty
 
     def encode(self) -> dict[str, Any]:
-        """`data` [owners: uint16][kinds: uint8] for each block, or what groups of blocks are; see `_encode_groups`."""
+        """`data` [owners: uint16][kinds: uint8] for each block, or what groups of blocks are (`_encode_groups`); and `totals`."""
         partial, empty = self.partial()
         kinds = np.frombuffer(bytes(self.kinds), np.uint8).copy()
         kinds[empty] |= EMPTY
-        about = {"group": self.group, "blocks": self.trace.num_blocks}
+        about = {"group": self.group, "blocks": self.trace.num_blocks, "totals": self._count(kinds, partial)}
         if self.group == 1:
             return {**about, "partial": partial, "data": self.owners.tobytes() + kinds.tobytes()}
         return {**about, "partial": [], "data": self._encode_groups(self.group, kinds, partial)}
 
     def totals(self) -> dict[str, int]:
         """Counts of blocks, and of the slots in the held ones."""
-        kinds, size = np.frombuffer(bytes(self.kinds), np.uint8), self.trace.block_size
-        counts = np.bincount(kinds, minlength=32)
-        numbers = np.arange(len(counts))
-
-        def having(flag: int) -> int:
-            return int(counts[(numbers & flag) > 0].sum())
-
         partial, empty = self.partial()
-        held = having(HELD)
-        slots = (held - len(partial) // 2 - len(empty)) * size + sum(partial[1::2])
-        return {
-            "blocks": len(kinds), "held": held, "cached": having(CACHED), "shared": having(SHARED), "copied": having(COPIED),
-            "slots": slots,
-        }  # fmt: skip
+        kinds = np.frombuffer(bytes(self.kinds), np.uint8).copy()
+        kinds[empty] |= EMPTY
+        return self._count(kinds, partial)
+
+    def _count(self, kinds: NDArray[np.uint8], partial: list[int]) -> dict[str, int]:
+        counts = np.bincount(kinds, minlength=32).tolist()
+
+        def having(flags: int) -> int:
+            return sum(count for kind, count in enumerate(counts) if kind & flags == flags)
+
+        full = having(HELD) - having(HELD | EMPTY) - len(partial) // 2
+        totals = {"blocks": len(kinds), "held": having(HELD), "cached": having(CACHED), "shared": having(SHARED), "copied": having(COPIED)}
+        return {**totals, "slots": full * self.trace.block_size + sum(partial[1::2])}
 
     def _encode_groups(self, group: int, kinds: NDArray[np.uint8], partial: list[int]) -> bytes:
         """For each cell [owner: uint16], then [held][shared][copied][cached][filled: uint8]: shares of the cell, 255 for all of it.

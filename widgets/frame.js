@@ -198,8 +198,10 @@ export function buildFrame({ model, el }, title, draw) {
   };
 
   const changed = () => {
-    const frame = model.get("frame");
-    if (!frame || !frame.moment) return;
+    const packed = model.get("packed");
+    if (!packed || !packed.json) return; // nobody has looked yet
+    const frame = { ...JSON.parse(packed.json), data: packed.data };
+    if (!frame.moment) return;
     show(frame.moment);
     trouble.textContent = frame.trouble ?? "";
     draw(frame);
@@ -230,7 +232,7 @@ export function buildFrame({ model, el }, title, draw) {
   sight.observe(el);
   document.addEventListener("visibilitychange", look);
 
-  model.on("change:frame", changed);
+  model.on("change:packed", changed);
   model.on("msg:custom", answered);
   changed();
   look();
@@ -238,7 +240,7 @@ export function buildFrame({ model, el }, title, draw) {
     clearTimeout(deaf);
     sight.disconnect();
     document.removeEventListener("visibilitychange", look);
-    model.off("change:frame", changed);
+    model.off("change:packed", changed);
     model.off("msg:custom", answered);
     still.remove();
     say({ gone: true });

@@ -55,6 +55,7 @@ class Lanes:
         self.lanes: dict[int, Lane] = {}  # by uid, in the order in which they came
         self._newest = -1
         self._ran: list[int] = []  # in the last step
+        self._all_decode = True  # whether nothing of a prompt was in it
 
     def follow(self) -> None:
         """Take in what the trace has now."""
@@ -91,8 +92,9 @@ class Lanes:
     def _take(self, record: StepRecord) -> None:
         uids, number = record.uids, self.number
         quiet = not (record.admitted or record.preempted or record.finished)
-        if quiet and (not uids or (uids == self._ran and record.num_tokens == len(uids) and not self._prompts(record))):
+        if quiet and (not uids or (self._all_decode and uids == self._ran and record.num_tokens == len(uids))):
             return
+        self._all_decode = True
         for uid in record.preempted:
             self._lane(uid).turn(PREEMPTED, number)
         for uid, start, count in zip(uids, record.starts, record.counts, strict=True):
@@ -100,6 +102,7 @@ class Lanes:
             if count > 1 or start + count < self._prompt(uid):
                 lane.stop(number)
                 lane.runs.append([PREFILL, number, number + 1, count])
+                self._all_decode = False
             else:
                 lane.turn(DECODE, number)
         now = set(uids)
@@ -116,11 +119,6 @@ class Lanes:
             lane = self._lane(uid)
             lane.stop(number + 1 if uid in now else number)
             lane.ended, lane.reason = number, reason
-
-    def _prompts(self, record: StepRecord) -> bool:
-        """Whether any of these single tokens is a prompt's."""
-        lanes = self.lanes
-        return any(lanes[uid].runs[-1][0] != DECODE for uid in record.uids if uid in lanes and lanes[uid].runs)
 
     def _prompt(self, uid: int) -> int:
         info = self.trace.sequences.get(uid)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nbengine.trace import StepRecord
 
 FASTEST = 0.1  # seconds between two updates, at the least
-SHARE = 50  # and no more than a 50th of the time goes into them, all views of an engine together
+SHARE = 100  # and no more than a hundredth of the time goes into them, all views of an engine together
 USUAL = 10.0  # recorded steps a second, where nobody has chosen a speed
 SLOWEST, MOST = 0.2, 60.0  # steps a second that can be chosen
 
@@ -60,6 +60,7 @@ class Playhead:
         self._own: Front | None = None  # where there is no engine's
         self._views: weakref.WeakSet[Looker] = weakref.WeakSet()
         self._models: dict[Any, Any] = {}
+        self._began: float | None = None  # on the trace's clock: the oldest record when one was first described
         self._replies: deque[Reply[Any]] = deque()
         self._changed: tuple[float, tuple[Any, ...], bool] = (
             0.0,
@@ -137,7 +138,8 @@ class Playhead:
     def describe(self) -> dict[str, Any]:
         """All that the controls show of it."""
         record, engine = self.record, self.engine
-        first = next(iter(self.trace.since(self.trace.first)[:1]), None)
+        if self._began is None and record is not None:
+            self._began = next(iter(self.trace), record).time
         return {
             "first": self.trace.first,
             "last": self.trace.end - 1,
@@ -148,7 +150,7 @@ class Playhead:
             "engine": engine is not None,
             "speed": self.speed,
             "step": None if record is None else record.step,
-            "seconds": 0.0 if record is None or first is None else round(record.time - first.time, 4),
+            "seconds": 0.0 if record is None or self._began is None else round(record.time - self._began, 4),
             "name": self.trace.name,
         }
 

@@ -20,7 +20,7 @@ export function placesOf(state, width, byTime) {
   if (!byTime || state.times.length < 2) return (record) => ((record - first) / count) * width;
   const times = state.times;
   const last = times[times.length - 1];
-  const whole = last + (last - times[times.length - 2]) || 1;
+  const whole = last + last - times[times.length - 2] || 1;
   return (record) => ((record - first < times.length ? times[Math.max(0, record - first)] : whole) / whole) * width;
 }
 
@@ -119,7 +119,7 @@ function render({ model, el }) {
     }
     const long = state.times.length ? state.times[state.times.length - 1] : 0;
     const more = state.left_out ? ` · ${state.left_out} earlier sequences are not drawn` : "";
-    axis.textContent = end > first ? `records ${first} to ${end - 1}, ${(long / 1000).toFixed(2)} s${more}` : "no step yet";
+    axis.textContent = end > first ? `records ${first} to ${end - 1}, ${(long / 10000).toFixed(2)} s${more}` : "no step yet";
     tellLane();
     batchWords.textContent = batchText(state.batch);
     tellBatch();
@@ -173,11 +173,11 @@ function render({ model, el }) {
     state.lanes.forEach((/** @type {Lane} */ one, /** @type {number} */ row) =>
       drawLane(brush, one, row * lane, lane, colours, ink, row === pointed),
     );
-    const at = model.get("frame").moment.at;
+    const at = state.moment.at;
     if (at >= state.window[0] && at < state.window[1]) {
       const x = GUTTER + (places(at) + places(at + 1)) / 2;
       brush.fillStyle = ink;
-      brush.fillRect(Math.round(x) - 0.5, 0, model.get("frame").moment.live ? 1 : 2, whole);
+      brush.fillRect(Math.round(x) - 0.5, 0, state.moment.live ? 1 : 2, whole);
     }
     Object.assign(canvas.dataset, { gutter: GUTTER, lane, frames: String(Number(canvas.dataset.frames ?? 0) + 1) });
   };
@@ -238,7 +238,7 @@ function render({ model, el }) {
   canvas.addEventListener("pointerleave", () => mark(null));
   canvas.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
     if (!state) return;
-    const at = model.get("frame").moment.at;
+    const at = state.moment.at;
     if (event.key === "ArrowLeft") frame.press("seek", at - 1);
     else if (event.key === "ArrowRight") frame.press("seek", at + 1);
     else if (event.key === "ArrowUp") mark(Math.max(0, (pointed ?? 1) - 1));

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nbengine.checks import as_int, checks_keywords
 from nbengine.widgets.block_facts import sequence_name
 from nbengine.widgets.lanes import KINDS, Lanes
@@ -56,12 +58,12 @@ class Timeline(View):
         first, end = self.window()
         found = lanes.within(first, end)
         records = trace.since(first)[: end - first]
-        began = records[0].time if records else 0.0
+        times = np.array([record.time for record in records])
         return {
             "window": [first, end],
             "steps": self._steps,
             "kinds": KINDS,
-            "times": [round(1e3 * (record.time - began), 1) for record in records],
+            "times": ((times - times[:1]) * 1e4).astype(int).tolist(),  # tenths of milliseconds
             "left_out": max(0, len(found) - LANES),
             "lanes": [
                 [lane.uid, sequence_name(trace, lane.uid), lane.reason if 0 <= lane.ended < end else "", lane.between(first, end)]

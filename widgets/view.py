@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import secrets
@@ -41,17 +42,18 @@ def style(name: str) -> str:
 class View(anywidget.AnyWidget):
     """A live view of an engine or a trace. Subclasses say what it shows: `state`, `picture`, `summary`, and `act` on what is pressed.
 
-    It is sent whole, in one trait, when it has changed and somebody sees it. It keeps no engine alive and holds no tensors.
+    It is sent whole, in one message, when it has changed and somebody sees it. It keeps no engine alive and holds no tensors.
     """
 
     title = ""
-    frame = traitlets.Dict().tag(sync=True)  # all that is drawn
+    packed = traitlets.Dict().tag(sync=True)  # the frame: its JSON as one text, which is sent much faster than what is in it, and its bytes
     still = traitlets.Unicode().tag(sync=True)  # the class of its static picture, which is hidden where this one shows
 
     def __init__(self, source: Any) -> None:
         playhead = Playhead.of(source)
         super().__init__(still=f"nbengine-still-{secrets.token_hex(8)}")
         self.playhead = playhead
+        self.frame: dict[str, Any] = {}  # all that is drawn, as it was last sent
         self.updates = 0  # how often it was sent
         self._trouble = ""
         self._eyes: dict[str, bool] = {}  # by each place where it is drawn: whether that can be seen
@@ -103,10 +105,7 @@ class View(anywidget.AnyWidget):
         self._stamp = stamp
         if frame == self.frame:
             return
-        self.updates += 1
-        if self._unseen_since is None:
-            self._unseen_since = time.monotonic()
-        self.frame = frame
+        self._show(frame)
 
     def settled(self) -> None:
         if self._picture is not None:
@@ -120,7 +119,15 @@ class View(anywidget.AnyWidget):
         log.error("a view met an error", exc_info=error)
         self._trouble = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         if self._trouble != self.frame.get("trouble"):
-            self.frame = {**self.frame, "moment": self.playhead.describe(), "trouble": self._trouble}
+            self._show({**self.frame, "moment": self.playhead.describe(), "trouble": self._trouble})
+
+    def _show(self, frame: dict[str, Any]) -> None:
+        self.frame = frame
+        self.updates += 1
+        if self._unseen_since is None:
+            self._unseen_since = time.monotonic()
+        values = {name: value for name, value in frame.items() if name != "data"}
+        self.packed = {"json": json.dumps(values, separators=(",", ":")), "data": frame.get("data", b"")}
 
     def snapshot(self) -> Any:
         """What it shows now, as a picture (IPython's SVG) that needs neither a kernel nor a script."""
