@@ -8,26 +8,21 @@ const CHART = 104; // CSS pixels of a chart's height
 const ABOVE = 30; // and of what is over it: its title and legend
 const TWO_COLUMNS = 760; // CSS pixels of width from which there are two
 
-/** @param {DataView} view @returns {Float32Array} */
-export function floats(view) {
-  return new Float32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
-}
-
-/** A chart as it was sent, with its numbers unpacked.
- * @param {any} sent @returns {{ name: string, title: string, unit: string, style: string, times: number[],
+/** A chart as it was sent, with its numbers out of the bytes that came beside it.
+ * @param {any} sent @param {DataView} data @returns {{ name: string, title: string, unit: string, style: string, times: number[],
  *   lines: { label: string, colour: string, faint: boolean, values: Float32Array }[] }} */
-export function unpack(sent) {
-  const offsets = floats(sent.times);
-  const values = floats(sent.values);
-  const count = offsets.length;
+export function unpack(sent, data) {
+  const { at, count, labels } = sent;
+  const begin = data.byteOffset + at; // copied: what arrives may begin anywhere, and numbers may not
+  const numbers = new Float32Array(data.buffer.slice(begin, begin + 4 * count * (labels.length + 1)));
   return {
     ...sent,
-    times: Array.from(offsets, (offset) => sent.start + offset),
-    lines: sent.labels.map((/** @type {string} */ label, /** @type {number} */ i) => ({
+    times: Array.from(numbers.subarray(0, count), (offset) => sent.start + offset),
+    lines: labels.map((/** @type {string} */ label, /** @type {number} */ i) => ({
       label,
       colour: sent.colours[i],
       faint: sent.faint[i],
-      values: values.subarray(i * count, (i + 1) * count),
+      values: numbers.subarray((i + 1) * count, (i + 2) * count),
     })),
   };
 }
@@ -385,7 +380,7 @@ function render({ model, el }) {
     );
     note.textContent = frame.note;
     controls.draw(frame.controls);
-    strip.draw(unpack(frame.overview), frame.span);
+    strip.draw(unpack(frame.overview, frame.data), frame.span);
     const rows = httpRows(frame.http);
     http.replaceChildren(
       ...rows.map(([what, much]) => make("div", {}, make("dt", { textContent: what }), make("dd", { textContent: much }))),
@@ -411,7 +406,10 @@ function render({ model, el }) {
       ink: getComputedStyle(el).color,
       dark: isDark(el),
     };
-    const { data, layout } = figure(latest.charts.map(unpack), look);
+    const { data, layout } = figure(
+      latest.charts.map((/** @type {any} */ one) => unpack(one, latest.data)),
+      look,
+    );
     try {
       const fresh = !plot.classList.contains("js-plotly-plot");
       if (fresh) plot.replaceChildren();
@@ -470,7 +468,6 @@ function render({ model, el }) {
       frame.press("pictures");
     },
   );
-  if (model.get("frame")?.moment) draw(model.get("frame"));
   return () => {
     stopped = true;
     clearTimeout(later);

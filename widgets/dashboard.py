@@ -127,16 +127,16 @@ class Dashboard(View):
     def state(self) -> dict[str, Any]:
         columns = self._columns()
         charts, troubles = self._charts(columns)
-        drawn: dict[str, Any] = (
-            {"picture": self._draw(list(charts.values()))}
-            if self._pictures
-            else {"charts": [_packed(name, one) for name, one in charts.items()]}
-        )
+        data = bytearray()
+        packed = [_packed(name, one, data) for name, one in charts.items()] if not self._pictures else []
+        overview = _packed("overview", _overview(Groups.of(columns, OVERVIEW)), data)
+        drawn = {"picture": self._draw(list(charts.values()))} if self._pictures else {"charts": packed}
         trouble = "\n".join([self._trouble, *troubles] if self._trouble else troubles)
         controls = self._controls()
         return {
             **drawn,
-            "overview": _packed("overview", _overview(Groups.of(columns, OVERVIEW))),
+            "overview": overview,
+            "data": bytes(data),
             "span": self._span,
             "cursor": self._cursor(columns),
             "numbers": self._numbers(columns),
@@ -285,10 +285,12 @@ def _within(series: Series, span: tuple[float, float] | None) -> Series:
     return Series(series.title, series.unit, series.times[low:high], lines, series.style, series.until)
 
 
-def _packed(name: str, series: Series) -> dict[str, Any]:
-    """A chart as it is sent: its numbers in single precision, times from `start` on."""
+def _packed(name: str, series: Series, data: bytearray) -> dict[str, Any]:
+    """A chart as it is sent; its numbers go into `data` in single precision from `at` on: times (from `start` on), then each line."""
     times, lines = series.steps()
-    start = float(times[0]) if len(times) else 0.0
+    start, at = float(times[0]) if len(times) else 0.0, len(data)
+    for values in (times - start, *lines.values()):
+        data += values.astype(np.float32).tobytes()
     return {
         "name": name,
         "title": series.title,
@@ -298,8 +300,8 @@ def _packed(name: str, series: Series) -> dict[str, Any]:
         "colours": [COLOURS.get(label, CYCLE[i % len(CYCLE)]) for i, label in enumerate(lines)],
         "faint": [label in FAINT for label in lines],
         "start": start,
-        "times": (times - start).astype(np.float32).tobytes(),
-        "values": b"".join(values.astype(np.float32).tobytes() for values in lines.values()),
+        "count": len(times),
+        "at": at,
     }
 
 

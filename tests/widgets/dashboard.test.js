@@ -4,29 +4,29 @@ import { test } from "node:test";
 import { momentOf, placeOfTime } from "../../widgets/comparison.js";
 import { faded, figure, heading, httpRows, places, unpack } from "../../widgets/dashboard.js";
 
-/** @param {number[]} numbers a view that does not begin where its buffer does, as those that arrive */
-const sent = (...numbers) => {
-  const bytes = new Uint8Array(4 * numbers.length + 3);
-  bytes.set(new Uint8Array(new Float32Array(numbers).buffer), 3);
-  return new DataView(bytes.buffer, 3);
+const HEAD = 3; // bytes before the numbers: what arrives may begin anywhere
+
+/** @param {Record<string, any>} [changed] @param {number[]} [times] @param {number[]} [values] */
+const chart = (changed = {}, times = [0, 1, 3], values = [1, 2, 3, 9, 8, 7]) => {
+  const bytes = new Uint8Array(HEAD + 4 * (times.length + values.length));
+  bytes.set(new Uint8Array(new Float32Array([...times, ...values]).buffer), HEAD);
+  const sent = {
+    name: "occupancy",
+    title: "KV cache",
+    unit: "blocks",
+    style: "area",
+    labels: ["used", "free"],
+    colours: ["#0072b2", "#999999"],
+  };
+  return unpack(
+    { ...sent, faint: [false, true], start: 100, at: HEAD - 1, count: times.length, ...changed },
+    new DataView(bytes.buffer, 1),
+  );
 };
-const chart = (changed = {}) => ({
-  name: "occupancy",
-  title: "KV cache",
-  unit: "blocks",
-  style: "area",
-  labels: ["used", "free"],
-  colours: ["#0072b2", "#999999"],
-  faint: [false, true],
-  start: 100,
-  times: sent(0, 1, 3),
-  values: sent(1, 2, 3, 9, 8, 7),
-  ...changed,
-});
 const look = { across: 2, span: null, cursor: null, ink: "#000", dark: false };
 
 test("a chart's numbers are unpacked, line by line", () => {
-  const one = unpack(chart());
+  const one = chart();
   assert.deepEqual(one.times, [100, 101, 103]);
   assert.deepEqual(
     one.lines.map(({ label, values }) => [label, ...values]),
@@ -49,7 +49,7 @@ test("charts do not lie on each other, and fill the width", () => {
 });
 
 test("all charts share one time axis, the chosen stretch or all there is", () => {
-  const charts = [chart(), chart({ style: "line", start: 90 }), chart({ times: sent(), values: sent() })].map(unpack);
+  const charts = [chart(), chart({ style: "line", start: 90 }), chart({}, [], [])];
   const { layout, data } = figure(charts, look);
   assert.deepEqual(layout.xaxis.range, [90, 103]);
   assert.ok(layout.xaxis2.matches === "x" && layout.xaxis3.matches === "x");
@@ -59,8 +59,8 @@ test("all charts share one time axis, the chosen stretch or all there is", () =>
 });
 
 test("a past moment is a line in every chart", () => {
-  assert.equal(figure([chart(), chart()].map(unpack), look).layout.shapes.length, 0);
-  const { shapes } = figure([chart(), chart()].map(unpack), { ...look, cursor: 101 }).layout;
+  assert.equal(figure([chart(), chart()], look).layout.shapes.length, 0);
+  const { shapes } = figure([chart(), chart()], { ...look, cursor: 101 }).layout;
   assert.deepEqual(
     shapes.map((line) => [line.xref, line.x0]),
     [
@@ -71,11 +71,11 @@ test("a past moment is a line in every chart", () => {
 });
 
 test("nothing to draw is no error", () => {
-  assert.deepEqual(figure([unpack(chart({ times: sent(), values: sent() }))], look).layout.xaxis.range, [0, 1]);
+  assert.deepEqual(figure([chart({}, [], [])], look).layout.xaxis.range, [0, 1]);
 });
 
 test("what a user calls a panel is text, not markup", () => {
-  assert.ok(!heading(unpack(chart({ title: "<img src=x>" }))).includes("<img"));
+  assert.ok(!heading(chart({ title: "<img src=x>" })).includes("<img"));
 });
 
 test("a colour is faded", () => assert.equal(faded("#0072b2", 0.5), "rgba(0,114,178,0.5)"));
