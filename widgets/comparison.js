@@ -166,12 +166,12 @@ function drawSide({ side, canvas, told }, time, end, most, ink) {
   pen.scale(dots, dots);
   const x = (/** @type {number} */ at) => 1 + (at / (end || 1)) * (width - 2);
   const high = Math.min(16, LANES / Math.max(1, side.lanes.length));
-  const bar = (/** @type {number} */ from, /** @type {number} */ to, /** @type {number} */ top, /** @type {number} */ tall) => {
+  const bar = (/** @type {number} */ from, /** @type {number} */ to, /** @type {number} */ top, /** @type {number} */ tall, seam = 0) => {
     const parts = [[from, Math.min(to, time), 1], [Math.max(from, time), to, 0.2]]; // prettier-ignore
     for (const [begin, stop, alpha] of parts) {
       if (stop <= begin) continue;
       pen.globalAlpha = alpha;
-      pen.fillRect(x(begin), top, Math.max(0.5, x(stop) - x(begin)), tall);
+      pen.fillRect(x(begin), top, Math.max(0.5, x(stop) - x(begin) + seam), tall);
     }
   };
   side.lanes.forEach((/** @type {[string, number[]]} */ [, spans], /** @type {number} */ row) => {
@@ -185,7 +185,7 @@ function drawSide({ side, canvas, told }, time, end, most, ink) {
   const { times } = side;
   for (let i = 0; i < times.length; i++) {
     const tall = (side.curves.used[i] / most) * CURVE;
-    bar(times[i], i + 1 < times.length ? times[i + 1] : side.end, height - tall, tall);
+    bar(times[i], i + 1 < times.length ? times[i + 1] : side.end, height - tall, tall, 0.3);
   }
   pen.globalAlpha = 0.4;
   pen.fillStyle = ink;

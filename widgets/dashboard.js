@@ -367,8 +367,10 @@ function render({ model, el }) {
   let latest = null;
   /** @type {number[] | null} */
   let span = null; // as chosen here; the kernel's answer brings finer lines for it
+  let stopped = false;
   let drawing = false;
   let waiting = false;
+  let rested = 0; // when plotly may draw again: it takes at most a third of the page's time
 
   const draw = (/** @type {any} */ frame) => {
     latest = frame;
@@ -399,6 +401,10 @@ function render({ model, el }) {
     waiting = drawing;
     if (drawing) return; // what comes while plotly draws is drawn after it, once
     drawing = true;
+    const rest = rested - performance.now();
+    if (rest > 0) await new Promise((resolve) => setTimeout(resolve, rest));
+    if (stopped) return;
+    const began = performance.now();
     const look = {
       across: plot.clientWidth >= TWO_COLUMNS ? 2 : 1,
       span,
@@ -423,6 +429,7 @@ function render({ model, el }) {
       plot.dataset.drawn = String(Number(plot.dataset.drawn ?? 0) + 1);
     } finally {
       drawing = false;
+      rested = performance.now() + 2 * (performance.now() - began);
     }
     if (waiting) redraw();
   };
@@ -455,7 +462,6 @@ function render({ model, el }) {
   const size = new ResizeObserver(() => redraw());
   size.observe(plot);
   const noMoreThemes = onTheme(() => redraw());
-  let stopped = false;
   plotly(model, () => frame.press("plotly")).then(
     (found) => {
       if (stopped) return;

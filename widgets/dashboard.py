@@ -6,6 +6,7 @@ import gzip
 import math
 import sys
 from collections.abc import Mapping
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 POINTS = 200  # of a line: the whole state stays under 50 kB
 OVERVIEW = 120  # of the strip under the charts
 LATELY = 5.0  # seconds that the numbers are of, where no stretch of time is chosen
+PACE = 0.2  # seconds between two updates while the engine runs: charts are read, not played
 LISTED = 200  # requests that can be chosen to be cancelled
 
 
@@ -62,6 +64,7 @@ class Dashboard(View):
         self._span: tuple[float, float] | None = None  # the stretch of time that is chosen
         self._pictures = charts == "pictures"
         self._note = ""
+        self._refreshed = 0.0
         super().__init__(source)
         if self.playhead.trace.capacity == 0 and not len(self.playhead.trace):
             self._note = "This engine keeps no trace (trace_steps=0): make it without that to see what it does."
@@ -105,8 +108,6 @@ class Dashboard(View):
 
     def watch(self, seconds: float = 60.0) -> None:
         """Bring the picture up to date once a second while the engine works: for a front end without widgets. An interrupt ends it."""
-        from time import monotonic, sleep
-
         if self._picture is None:
             self._ipython_display_()
         until = monotonic() + seconds
@@ -120,6 +121,13 @@ class Dashboard(View):
         self.playhead.look()
 
     # ── a View's ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def refresh(self) -> None:
+        now = monotonic()
+        if self.playhead.status == "running" and now - self._refreshed < PACE:
+            return  # the next look comes soon
+        self._refreshed = now
+        super().refresh()
 
     def stamp(self) -> tuple[Any, ...]:
         return (*super().stamp(), self._changes, self._controls(), self._http())
