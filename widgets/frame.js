@@ -217,6 +217,13 @@ export function buildFrame({ model, el }, title, draw) {
     if (heard >= number) el.classList.remove("nbengine-deaf");
   };
 
+  // ── keys: JupyterLab takes bare ones from whatever is not a text field before that hears of them; Ctrl+S and the like stay its own
+  const ours = (/** @type {KeyboardEvent} */ event) => {
+    if (!el.contains(/** @type {Node} */ (event.target))) return;
+    el.toggleAttribute("data-lm-suppress-shortcuts", !(event.ctrlKey || event.metaKey || event.altKey));
+  };
+  window.addEventListener("keydown", ours, true);
+
   // ── whether anybody sees it
   let inSight = true;
   let seen = false;
@@ -240,6 +247,7 @@ export function buildFrame({ model, el }, title, draw) {
     clearTimeout(deaf);
     sight.disconnect();
     document.removeEventListener("visibilitychange", look);
+    window.removeEventListener("keydown", ours, true);
     model.off("change:packed", changed);
     model.off("msg:custom", answered);
     still.remove();
