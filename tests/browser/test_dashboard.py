@@ -141,10 +141,8 @@ def test_load_limits_and_policy_are_set_while_it_runs(notebook, board):
     expect(note).to_contain_text(re.compile(r"r\d+ was cancelled"))
     board.box.get_by_role("button", name="Cancel all").click()
     expect(note).to_contain_text(re.compile(r"\d requests were cancelled"))
-    said = notebook.run(
-        "print(e.stats()['max_num_seqs'], type(e._scheduler.policy).__name__, max(r.num_running for r in e.trace.records[-5:]))"
-    )
-    assert said.body.inner_text().split() == ["2", "StaticBatching", "2"]
+    said = notebook.run("print(e.stats()['max_num_seqs'], type(e._scheduler.policy).__name__)")
+    assert said.body.inner_text().split() == ["2", "StaticBatching"]
     board.box.get_by_label("max_num_seqs").fill("99")
     notebook.page.keyboard.press("Tab")
     expect(board.box.locator(".nbengine-trouble")).to_contain_text("max_num_seqs must be between 1 and 8")
