@@ -19,14 +19,28 @@ WIDTH, HIGH, GAP, SIDE = 640, 70, 34, 44  # of the picture; of a chart; above it
 PAPER, INK, RULE = "#ffffff", "#333333", "#d9d9d9"
 
 
-def draw_charts(series: Sequence[Series], text: str, cursor: float | None = None, span: tuple[float, float] | None = None) -> str:
-    """Charts in two columns, under a line of text; `cursor` is a time marked in all of them, `span` the time that all of them show."""
+def draw_charts(
+    series: Sequence[Series], text: str, cursor: float | None = None, span: tuple[float, float] | None = None, *, pairs: bool = False
+) -> str:
+    """Charts in two columns over one time axis (all there is, or `span`), under a line of text; `cursor` is a time marked in all of them.
+
+    In pairs, the two of a row have one scale.
+    """
     across = 2
     wide = (WIDTH - 16) / across
+    times = (
+        [time for one in series if len(one.times) for time in (float(one.times[0]), one.until or float(one.times[-1]))]
+        if span is None
+        else list(span)
+    )
+    first, last = (min(times), max(times)) if times else (0.0, 1.0)
+    tops = [_top(one) for one in series]
+    if pairs:
+        tops = [max(tops[place - place % across : place - place % across + across]) for place in range(len(tops))]
     parts = [
         f'<g transform="translate({8 + place % across * wide:.1f} {30 + place // across * (HIGH + GAP)})">'
-        f"{_chart(one, wide - SIDE - 12, cursor, span)}</g>"
-        for place, one in enumerate(series)
+        f"{_chart(one, wide - SIDE - 12, cursor, first, last, top)}</g>"
+        for place, (one, top) in enumerate(zip(series, tops, strict=True))
     ]
     height = 34 + -(-len(series) // across) * (HIGH + GAP)
     return (
@@ -36,20 +50,25 @@ def draw_charts(series: Sequence[Series], text: str, cursor: float | None = None
     )
 
 
-def _chart(series: Series, wide: float, cursor: float | None, span: tuple[float, float] | None) -> str:
-    times, lines = series.steps()
-    first, last = span or ((float(times[0]), float(times[-1])) if len(times) else (0.0, 1.0))
-    across = wide / max(last - first, 1e-9)
+def _top(series: Series) -> float:
+    """The greatest value of a chart."""
+    lines = series.steps()[1]
     stacks = _stacked(lines) if series.style == "area" else lines
     tops = [np.nanmax(values) for values in stacks.values() if len(values) and not np.isnan(values).all()]
-    top = float(max([*tops, 1e-9]))
+    return float(max([*tops, 1e-9]))
+
+
+def _chart(series: Series, wide: float, cursor: float | None, first: float, last: float, top: float) -> str:
+    times, lines = series.steps()
+    across = wide / max(last - first, 1e-9)
+    stacks = _stacked(lines) if series.style == "area" else lines
     names = "".join(
         f'<tspan fill="{_colour(label, i)}" font-weight="bold"> ■ </tspan><tspan>{escape(label)}</tspan>' for i, label in enumerate(lines)
     )
     drawn = f'<text x="0" y="10"><tspan font-weight="bold">{escape(series.title)}</tspan>{names}</text>'
     drawn += f'<g transform="translate({SIDE} 16)"><path d="M0 0H{wide:.1f}M0 {HIGH}H{wide:.1f}" stroke="{RULE}"/>'
     for i, (label, values) in reversed(list(enumerate(stacks.items()))):  # the highest of a stack first, the others over it
-        xs, ys = (times - first) * across, HIGH * (1 - values / top)
+        xs, ys = np.clip((times - first) * across, 0, wide), HIGH * (1 - values / top)
         if series.style == "points":
             drawn += "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.6" fill="{_colour(label, i)}"/>' for x, y in zip(xs, ys, strict=True))
         elif series.style == "area":
@@ -97,5 +116,5 @@ def _short(number: float) -> str:
     """A number that fits beside an axis."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if number >= size:
-            return f"{number / min(size, 1e3 if letter == 'k' else size):.3g}{letter}"
-    return f"{number:.3g}"
+            return f"{number / (1e3 if letter == 'k' else size):.3g}{letter}"
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

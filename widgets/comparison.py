@@ -127,7 +127,7 @@ class Comparison(anywidget.AnyWidget):
     def _picture(self) -> str:
         end = max(side.end for side in self._both)
         charts = [chart for pair in zip(*(side.series() for side in self._both), strict=True) for chart in pair]
-        return draw_charts(charts, repr(self)[1:-1], span=(0.0, end))
+        return draw_charts(charts, repr(self)[1:-1], span=(0.0, end), pairs=True)
 
     def __repr__(self) -> str:
         told = [f"{label} {n['finished']:.2f} s, {n['tokens_per_second']:,.0f} tokens/s" for label, n in self.numbers.items()]

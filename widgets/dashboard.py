@@ -204,7 +204,7 @@ class Dashboard(View):
         return charts, troubles
 
     def _draw(self, charts: list[Series]) -> str:
-        return draw_charts(charts, f"{self.summary()} · {self.playhead.trace.name}", self._cursor(self._columns()))
+        return draw_charts(charts, f"{self.summary()} · {self.playhead.trace.name}", self._cursor(self._columns()), self._span)
 
     def _cursor(self, columns: Columns) -> float | None:
         """The playhead's time, where it looks back."""
