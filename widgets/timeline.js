@@ -246,7 +246,6 @@ function render({ model, el }) {
     else if (event.key === "Escape") frame.press("live");
     else return;
     event.preventDefault();
-    event.stopPropagation();
   });
 
   const resized = new ResizeObserver(later);
