@@ -500,7 +500,6 @@ function render({ model, el }) {
     else if (event.key === "Escape") choose(null);
     else return;
     event.preventDefault();
-    event.stopPropagation(); // a notebook has uses of its own for these keys
   });
   const chooseAt = (/** @type {number} */ cell) => {
     const owner = cells ? cells.owner(cell) : null;

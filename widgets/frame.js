@@ -217,12 +217,16 @@ export function buildFrame({ model, el }, title, draw) {
     if (heard >= number) el.classList.remove("nbengine-deaf");
   };
 
-  // ── keys: JupyterLab takes bare ones from whatever is not a text field before that hears of them; Ctrl+S and the like stay its own
-  const ours = (/** @type {KeyboardEvent} */ event) => {
-    if (!el.contains(/** @type {Node} */ (event.target))) return;
-    el.toggleAttribute("data-lm-suppress-shortcuts", !(event.ctrlKey || event.metaKey || event.altKey));
+  // ── keys: JupyterLab takes bare ones from whatever is no text field, before it hears of them or after; Ctrl+S and the like stay its own
+  const bare = (/** @type {KeyboardEvent} */ event) => !(event.ctrlKey || event.metaKey || event.altKey);
+  const before = (/** @type {KeyboardEvent} */ event) => {
+    if (el.contains(/** @type {Node} */ (event.target))) el.toggleAttribute("data-lm-suppress-shortcuts", bare(event));
   };
-  window.addEventListener("keydown", ours, true);
+  const after = (/** @type {KeyboardEvent} */ event) => {
+    if (bare(event)) event.stopPropagation();
+  };
+  window.addEventListener("keydown", before, true);
+  el.addEventListener("keydown", after);
 
   // ── whether anybody sees it
   let inSight = true;
@@ -247,7 +251,8 @@ export function buildFrame({ model, el }, title, draw) {
     clearTimeout(deaf);
     sight.disconnect();
     document.removeEventListener("visibilitychange", look);
-    window.removeEventListener("keydown", ours, true);
+    window.removeEventListener("keydown", before, true);
+    el.removeEventListener("keydown", after);
     model.off("change:packed", changed);
     model.off("msg:custom", answered);
     still.remove();

@@ -94,7 +94,8 @@ class Lanes:
         quiet = not (record.admitted or record.preempted or record.finished)
         if quiet and (not uids or (self._all_decode and uids == self._ran and record.num_tokens == len(uids))):
             return
-        self._all_decode = True
+        if uids:
+            self._all_decode = True
         for uid in record.preempted:
             self._lane(uid).turn(PREEMPTED, number)
         for uid, start, count in zip(uids, record.starts, record.counts, strict=True):

@@ -155,11 +155,13 @@ function render({ model, el }) {
     const width = Math.max(240, frame.body.clientWidth - 4);
     const { lane, whole } = lanesHeight(state.lanes.length);
     const scale = devicePixelRatio || 1;
+    const newest = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 8; // it stays with the newest lanes unless scrolled away
     if (canvas.width !== Math.round(width * scale) || canvas.height !== Math.round(whole * scale)) {
       canvas.width = Math.round(width * scale);
       canvas.height = Math.round(whole * scale);
       canvas.style.width = `${width}px`;
       canvas.style.height = `${whole}px`;
+      if (newest) scroll.scrollTop = whole;
     }
     places = placesOf(state, width - GUTTER, byTime.checked);
     const brush = canvas.getContext("2d", { willReadFrequently: true });
@@ -246,7 +248,6 @@ function render({ model, el }) {
     else if (event.key === "Escape") frame.press("live");
     else return;
     event.preventDefault();
-    event.stopPropagation();
   });
 
   const resized = new ResizeObserver(later);

@@ -8,7 +8,7 @@ import numpy as np
 
 from nbengine.checks import as_int, checks_keywords
 from nbengine.widgets.block_facts import sequence_name
-from nbengine.widgets.lanes import KINDS, Lanes
+from nbengine.widgets.lanes import KINDS, PREFILL, Lanes
 from nbengine.widgets.timeline_picture import draw_lanes
 from nbengine.widgets.view import View, module, style
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nbengine.engine import Engine
     from nbengine.trace import StepRecord, Trace
 
-LANES = 256  # that are drawn at once, the newest
+LANES, RUNS = 256, 1500  # that are drawn at once, of the newest lanes: the whole stays under 50 kB
 BATCH = 512  # sequences of a batch that are sent
 STEPS = (20, 2000)  # that can be shown at once
 
@@ -56,7 +56,7 @@ class Timeline(View):
     def state(self) -> dict[str, Any]:
         trace, lanes = self.playhead.trace, self._lanes_now()
         first, end = self.window()
-        found = lanes.within(first, end)
+        drawn, left_out = self._drawn(lanes, first, end)
         records = trace.since(first)[: end - first]
         times = np.array([record.time for record in records])
         return {
@@ -64,11 +64,8 @@ class Timeline(View):
             "steps": self._steps,
             "kinds": KINDS,
             "times": ((times - times[:1]) * 1e4).astype(int).tolist(),  # tenths of milliseconds
-            "left_out": max(0, len(found) - LANES),
-            "lanes": [
-                [lane.uid, sequence_name(trace, lane.uid), lane.reason if 0 <= lane.ended < end else "", lane.between(first, end)]
-                for lane in found[-LANES:]
-            ],
+            "left_out": left_out,
+            "lanes": drawn,
             "batch": self._batch(self.playhead.record),
         }
 
@@ -102,6 +99,20 @@ class Timeline(View):
         lanes.follow()
         return lanes
 
+    def _drawn(self, lanes: Lanes, first: int, end: int) -> tuple[list[list[Any]], int]:
+        """[uid, name, why it ended, runs] of the newest lanes, and how many are left out; prefill chunks in a row are one run where there are many."""
+        found = lanes.within(first, end)
+        shown = [(lane, lane.between(first, end)) for lane in found[-LANES:]]
+        if sum(len(runs) for _, runs in shown) > RUNS:
+            shown = [(lane, _merged(runs)) for lane, runs in shown]
+        room, drawn = RUNS, []
+        for lane, runs in reversed(shown):
+            room -= len(runs)
+            if room < 0:
+                break
+            drawn.append([lane.uid, sequence_name(lanes.trace, lane.uid), lane.reason if 0 <= lane.ended < end else "", runs])
+        return drawn[::-1], len(found) - len(drawn)
+
     def _batch(self, record: StepRecord | None) -> dict[str, Any] | None:
         """Who took part in the step at the playhead, each with its tokens: [uid, name, first position, tokens, whether of a prompt]."""
         if record is None:
@@ -122,6 +133,17 @@ class Timeline(View):
             "admitted": len(record.admitted),
             "finished": len(record.finished),
         }
+
+
+def _merged(runs: list[list[int]]) -> list[list[int]]:
+    """The same, with runs of prefill that touch as one."""
+    merged: list[list[int]] = []
+    for run in runs:
+        if merged and run[0] == merged[-1][0] == PREFILL and run[1] == merged[-1][2]:
+            merged[-1][2:] = [run[2], merged[-1][3] + run[3]]
+        else:
+            merged.append(list(run))
+    return merged
 
 
 def _checked(steps: Any) -> int:

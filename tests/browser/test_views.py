@@ -358,7 +358,7 @@ def test_views_are_drawn_in_both_themes(ready, inside, blocks, timeline, theme):
 
 
 def test_a_narrow_page_is_readable(ready, inside, blocks, timeline):
-    ready.page.set_viewport_size({"width": 620, "height": 800})  # leaves an output about 360 pixels
+    ready.page.set_viewport_size({"width": 476, "height": 900})  # leaves an output 360 pixels
     ready.page.keyboard.press("Control+b")
     try:
         ready.page.wait_for_timeout(400)
@@ -366,6 +366,7 @@ def test_a_narrow_page_is_readable(ready, inside, blocks, timeline):
             cell.box.scroll_into_view_if_needed()
             ready.page.wait_for_timeout(300)
             view = cell.box
+            assert 330 <= view.evaluate("view => view.clientWidth") <= 365
             assert view.evaluate("view => view.scrollWidth <= view.clientWidth + 1")
             ready.shoot(f"{name}-narrow", cell)
             for button in view.get_by_role("button").all():
