@@ -56,6 +56,7 @@ class View(anywidget.AnyWidget):
         self.frame: dict[str, Any] = {}  # all that is drawn, as it was last sent
         self.updates = 0  # how often it was sent
         self._trouble = ""
+        self._stamp: tuple[Any, ...] | None = None  # of what was last refreshed
         self._eyes: dict[str, bool] = {}  # by each place where it is drawn: whether that can be seen
         self._unseen_since: float | None = None  # when the first update was sent that no place has drawn yet
         self._cells = _RunningCell()
@@ -99,7 +100,7 @@ class View(anywidget.AnyWidget):
 
     def refresh(self) -> None:
         stamp = (*self.stamp(), self._trouble)
-        if stamp == getattr(self, "_stamp", None):
+        if stamp == self._stamp:
             return
         frame = {"moment": self.playhead.describe(), "trouble": self._trouble, **self.state()}
         self._stamp = stamp
@@ -120,6 +121,7 @@ class View(anywidget.AnyWidget):
         self._trouble = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         if self._trouble != self.frame.get("trouble"):
             self._show({**self.frame, "moment": self.playhead.describe(), "trouble": self._trouble})
+        self._stamp = None  # what is shown is no refresh's, and the next one may have to take it away again
 
     def _show(self, frame: dict[str, Any]) -> None:
         self.frame = frame

@@ -144,10 +144,10 @@ def test_its_controls_change_the_running_engine(engine, board, until):
 
 def test_a_request_is_cancelled_by_its_name(engine, board, until):
     one, two = engine.submit_all(["Once upon a time", "The fox"], LONG)
-    until(lambda: {one.id, two.id} <= set(board.frame["controls"]["requests"]))
+    until(lambda: {one.id, two.id} <= set((board.frame.get("controls") or {"requests": []})["requests"]))
     press(board, "cancel", one.id)
     assert one.result(timeout=20).outputs[0].finish_reason == "abort"
-    until(lambda: one.id not in board.frame["controls"]["requests"])
+    until(lambda: one.id not in (board.frame.get("controls") or {"requests": []})["requests"])
     assert two.id in board.frame["controls"]["requests"]
     press(board, "cancel_all")
     assert two.result(timeout=20).outputs[0].finish_reason == "abort"
