@@ -4,6 +4,7 @@ import { buildFrame, isDark, make, onTheme } from "./frame.js";
 
 const PLOTLY = Symbol.for("nbengine.plotly"); // on globalThis: a promise of the library, which a page needs once
 const LOADS_WITHIN = 30000; // milliseconds that the kernel may take to send it
+const PATIENCE = 3000; // and to answer with a stretch of time that was chosen
 const CHART = 104; // CSS pixels of a chart's height
 const ABOVE = 30; // and of what is over it: its title and legend
 const TWO_COLUMNS = 760; // CSS pixels of width from which there are two
@@ -367,6 +368,8 @@ function render({ model, el }) {
   let latest = null;
   /** @type {number[] | null} */
   let span = null; // as chosen here; the kernel's answer brings finer lines for it
+  /** @type {{ span: number[] | null, at: number } | null} */
+  let asked = null; // a stretch that the kernel has not yet answered with
   let stopped = false;
   let drawing = false;
   let waiting = false;
@@ -374,7 +377,8 @@ function render({ model, el }) {
 
   const draw = (/** @type {any} */ frame) => {
     latest = frame;
-    span = frame.span;
+    if (asked && (String(asked.span) === String(frame.span) || performance.now() - asked.at > PATIENCE)) asked = null;
+    if (!asked) span = frame.span; // else it was sent before the kernel heard of this one
     numbers.replaceChildren(
       ...frame.numbers.map((/** @type {string[]} */ [what, much]) =>
         make("div", {}, make("dt", { textContent: what }), make("dd", { textContent: much })),
@@ -382,7 +386,7 @@ function render({ model, el }) {
     );
     note.textContent = frame.note;
     controls.draw(frame.controls);
-    strip.draw(unpack(frame.overview, frame.data), frame.span);
+    strip.draw(unpack(frame.overview, frame.data), span);
     const rows = httpRows(frame.http);
     http.replaceChildren(
       ...rows.map(([what, much]) => make("div", {}, make("dt", { textContent: what }), make("dd", { textContent: much }))),
@@ -448,6 +452,7 @@ function render({ model, el }) {
   const frame = buildFrame({ model, el }, "Dashboard", draw);
   const strip = buildStrip((chosen) => {
     span = chosen;
+    asked = { span: chosen, at: performance.now() };
     redraw();
     clearTimeout(later);
     later = setTimeout(() => frame.press("brush", chosen), 60);

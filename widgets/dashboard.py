@@ -178,7 +178,9 @@ class Dashboard(View):
             case "brush":
                 self.select(*(value or ()))
             case "seek_time":
-                self.playhead.seek_time(float(value) + (self._columns().origin or 0.0))
+                with self.playhead.lock:
+                    origin = self._columns().origin or 0.0
+                self.playhead.seek_time(origin + float(value))
             case "cancel" | "cancel_all" | "burst" | "limits" | "policy":
                 self._control(name, value)
             case _:

@@ -77,6 +77,15 @@ def test_it_moves_while_a_cell_runs(notebook, board):
     expect(board.box.locator(".nbengine-status").first).to_contain_text("engine idle")
 
 
+def test_it_moves_while_a_cell_blocks_the_kernel(notebook, board):
+    cell = notebook.start(LOAD.format(count=4, output=200, seed=2) + "\nfor request in b.requests: request.result()")
+    board.box.locator(".nbengine-charts").scroll_into_view_if_needed()
+    for _ in range(3):
+        until_drawn_again(board, drawn(board))
+    assert cell.running
+    cell.ended()
+
+
 def test_dragging_over_a_chart_chooses_a_stretch_of_time_for_all_of_them(notebook, board):
     pane = board.box.locator(".nbengine-pane")
     expect(pane).to_be_hidden()
@@ -214,6 +223,26 @@ def test_it_is_drawn_anew_for_a_dark_theme_and_for_a_narrow_place(notebook, boar
     assert plot.evaluate("plot => plot._fullLayout.width") <= 360
     assert plot.evaluate("plot => plot.scrollWidth <= plot.clientWidth + 1")
     cell.box.locator(".nbengine-dashboard").screenshot(path=notebook._shots / "dashboard-narrow.png")
+
+
+def test_where_plotly_does_not_load_the_charts_are_pictures_that_move(notebook, board):
+    notebook.page.evaluate(
+        """() => {
+            const key = Symbol.for('nbengine.plotly');
+            window.plotlyBefore = globalThis[key];
+            globalThis[key] = Promise.reject(new Error('not in this page'));
+            globalThis[key].catch(() => {});
+        }"""
+    )
+    cell = notebook.run("pictures = %dashboard\npictures")
+    notebook.page.evaluate("() => { globalThis[Symbol.for('nbengine.plotly')] = window.plotlyBefore; }")
+    picture = cell.box.locator(".nbengine-charts > svg")
+    expect(picture).to_contain_text("KV cache")
+    said = picture.locator("title").text_content()
+    notebook.run(LOAD.format(count=2, output=20, seed=3) + "\nfor request in b.requests: request.result()")
+    cell.box.scroll_into_view_if_needed()
+    expect(picture.locator("title")).not_to_have_text(said)
+    notebook.run("pictures.close()")
 
 
 def test_the_page_has_nothing_to_complain_of(board, console):
