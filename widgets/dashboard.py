@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import gzip
 import math
-import sys
 from collections.abc import Mapping
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from nbengine.burst import SHAPES, burst
-from nbengine.checks import as_int, checks_keywords, told
-from nbengine.errors import NBEngineError, nearest
-from nbengine.policy import policies
+from nbengine.checks import checks_keywords, told
+from nbengine.errors import nearest
 from nbengine.trace_columns import Columns
 from nbengine.trace_figures import COLOURS, CYCLE, FAINT
 from nbengine.trace_series import SERIES, Groups, Panel, Series, summary, users_series
 from nbengine.widgets.chart_picture import draw_charts
+from nbengine.widgets.engine_controls import CONTROLS, control, settings
 from nbengine.widgets.view import View, module, style
 
 if TYPE_CHECKING:
@@ -29,7 +27,6 @@ POINTS = 200  # of a line: the whole state stays under 50 kB
 OVERVIEW = 120  # of the strip under the charts
 LATELY = 5.0  # seconds that the numbers are of, where no stretch of time is chosen
 PACE = 0.2  # seconds between two updates while the engine runs: charts are read, not played
-LISTED = 200  # requests that can be chosen to be cancelled
 
 
 def columns_of(trace: Trace) -> Columns:
@@ -130,7 +127,7 @@ class Dashboard(View):
         super().refresh()
 
     def stamp(self) -> tuple[Any, ...]:
-        return (*super().stamp(), self._changes, self._controls(), self._http())
+        return (*super().stamp(), self._changes, settings(self.playhead.engine), self._http())
 
     def state(self) -> dict[str, Any]:
         columns = self._columns()
@@ -140,7 +137,6 @@ class Dashboard(View):
         overview = _packed("overview", _overview(Groups.of(columns, OVERVIEW)), data)
         drawn = {"picture": self._draw(list(charts.values()))} if self._pictures else {"charts": packed}
         trouble = "\n".join([self._trouble, *troubles] if self._trouble else troubles)
-        controls = self._controls()
         return {
             **drawn,
             "overview": overview,
@@ -148,7 +144,7 @@ class Dashboard(View):
             "span": self._span,
             "cursor": self._cursor(columns),
             "numbers": self._numbers(columns),
-            "controls": None if controls is None else dict(zip(CONTROLS, controls, strict=True)),
+            "controls": settings(self.playhead.engine),
             "http": self._http(),
             "note": self._note,
             **({"trouble": trouble} if trouble else {}),
@@ -181,8 +177,9 @@ class Dashboard(View):
                 with self.playhead.lock:
                     origin = self._columns().origin or 0.0
                 self.playhead.seek_time(origin + float(value))
-            case "cancel" | "cancel_all" | "burst" | "limits" | "policy":
-                self._control(name, value)
+            case name if name in CONTROLS:
+                self._note = control(self.playhead.engine, name, value)
+                self._changed()
             case _:
                 super().act(name, value)
 
@@ -238,45 +235,6 @@ class Dashboard(View):
             return None
         servers = [str(one.get("url") or one.get("socket")) for one in stats.get("servers", [])]
         return {**stats, "servers": ", ".join(servers) or "closed"}
-
-    # ── what is controlled ──────────────────────────────────────────────────────────────────────────────────────────
-
-    def _controls(self) -> tuple[Any, ...] | None:
-        """The present settings; None where there is no engine to set."""
-        engine = self.playhead.engine
-        if engine is None:
-            return None
-        stats, info = engine.stats(), engine.info
-        policy = type(engine._scheduler.policy)  # noqa: SLF001
-        names = {kind: name for name, kind in policies.items()}
-        requests = list(dict.fromkeys(one.request_id for one in list(engine.trace.sequences.values()) if one.last_step == sys.maxsize))
-        return (
-            requests[:LISTED], stats["max_num_seqs"], info.max_num_seqs, stats["max_num_batched_tokens"], info.max_num_batched_tokens,
-            names.get(policy, policy.__qualname__), tuple(policies), tuple(SHAPES),
-        )  # fmt: skip
-
-    def _control(self, name: str, value: Any) -> None:
-        engine = self.playhead.engine
-        if engine is None:
-            raise NBEngineError("there is no engine to control, or it was closed")
-        match name:
-            case "cancel":
-                engine.cancel(str(value))
-                self._note = f"{value} was cancelled"
-            case "cancel_all":
-                self._note = f"{engine.cancel_all()} requests were cancelled"
-            case "limits":
-                engine.set_limits(**{key: as_int(number) for key, number in value.items()})
-                self._note = ""
-            case "policy":
-                engine.use(policy=str(value))
-                self._note = ""
-            case "burst":
-                self._note = burst(engine, **value).told
-        self._changed()
-
-
-CONTROLS = ("requests", "max_num_seqs", "most_seqs", "max_num_batched_tokens", "most_tokens", "policy", "policies", "shapes")
 
 
 def _overview(groups: Groups) -> Series:

@@ -26,11 +26,20 @@ PATIENCE = 20.0  # seconds that a front end which was sent something may take to
 
 @cache
 def module(name: str) -> str:
-    """A view's script with those it imports in front of it: a front end loads one text and has no place to import from."""
+    """A view's script with those it imports in front of it, each once: a front end loads one text and has no place to import from."""
+    parts: dict[str, str] = {}
+    _collect(name, parts)
+    own = parts.pop(name)
+    return "".join(re.sub(r"^export (?=const|function|class)", "", other, flags=re.MULTILINE) for other in parts.values()) + own
+
+
+def _collect(name: str, parts: dict[str, str]) -> None:
+    """A script without its imports, after the scripts that it imports."""
     text = (HERE / name).read_text("utf-8")
-    needed = [module(other) for other in IMPORT.findall(text)]
-    own = IMPORT.sub("", text)
-    return "".join(re.sub(r"^export (?=const|function|class)", "", other, flags=re.MULTILINE) for other in needed) + own
+    for other in IMPORT.findall(text):
+        if other not in parts:
+            _collect(other, parts)
+    parts[name] = IMPORT.sub("", text)
 
 
 @cache
