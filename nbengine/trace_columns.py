@@ -17,6 +17,7 @@ NAMES = (
     "time",  # seconds on the engine's clock; a row speaks of the time up to the next row's
     "end",
     "steps",  # 1 for a step; 0 for what changed between two steps, and for a pause
+    "blocks",  # that there are, held and free
     "used",  # blocks, after it
     "cached",
     "waiting",  # sequences, after it
@@ -80,6 +81,7 @@ class Columns:
         new = self._new(trace)
         if new and self.origin is None:
             self.origin = _origin(trace, new[0])
+            self.num_blocks = len(trace.start().references)
         for record in new:
             self._take(trace, record)
         return len(new)
@@ -96,8 +98,11 @@ class Columns:
         end = record.time + record.duration
         if len(self) and record.time - self["end"][-1] > IDLE:
             last = self._rows[self._end - 1]
-            pause = dict.fromkeys(NAMES, 0.0) | {name: last[PLACE[name]] for name in ("used", "cached", "waiting", "running")}
+            pause = dict.fromkeys(NAMES, 0.0) | {name: last[PLACE[name]] for name in ("blocks", "used", "cached", "waiting", "running")}
             self._append(pause | {"time": last[PLACE["end"]], "end": record.time})
+        for kind, *about in record.events:
+            if kind == "resize":
+                (self.num_blocks,) = about
         decode = _decodes(trace, record, before)
         self._evicted.update(record.preempted)  # before the admissions: it may be among them
         asked, found = self._looked_up(trace, record) if record.admitted else (0, 0)
@@ -107,6 +112,7 @@ class Columns:
                 "time": record.time,
                 "end": end,
                 "steps": float(bool(record.uids)),
+                "blocks": self.num_blocks,
                 "used": record.blocks_used,
                 "cached": record.blocks_cached,
                 "waiting": record.num_waiting,

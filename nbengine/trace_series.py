@@ -100,8 +100,8 @@ class Groups:
 
 def occupancy(groups: Groups) -> Series:
     """KV blocks: held, cached but free, blank. Of steps drawn as one, the fullest."""
-    used, cached = groups.at_most("used", "cached")
-    return groups.series("KV cache", "blocks", {"used": used, "cached": cached, "free": groups.columns.num_blocks - used - cached}, "area")
+    used, cached, blocks = groups.at_most("used", "cached", "blocks")
+    return groups.series("KV cache", "blocks", {"used": used, "cached": cached, "free": blocks - used - cached}, "area")
 
 
 def batch(groups: Groups) -> Series:
@@ -166,7 +166,7 @@ SERIES: dict[str, Callable[[Groups], Series]] = {
 }
 
 
-def summary(trace: Trace, columns: Columns, span: tuple[float, float] | None = None) -> dict[str, float]:
+def summary(columns: Columns, span: tuple[float, float] | None = None) -> dict[str, float]:
     """The numbers of a stretch of time, or of all: plain, and NaN where there is nothing to count."""
     groups = Groups.of(columns, len(columns) + 1, span)
     origin = columns.origin or 0.0
@@ -174,7 +174,7 @@ def summary(trace: Trace, columns: Columns, span: tuple[float, float] | None = N
     ends = begins + float(groups.spans.sum())
     firsts = [s for when, s, _ in columns.first_tokens if begins <= when - origin <= ends + 1e-9]
     seconds, asked, gaps = ends - begins, groups.rows("asked").sum(), groups.rows("gaps").sum()
-    used, weights = groups.rows("used"), groups.spans
+    used, weights = groups.rows("used") / groups.rows("blocks"), groups.spans
     return {
         "begins": float(begins),
         "seconds": float(seconds),
@@ -184,8 +184,8 @@ def summary(trace: Trace, columns: Columns, span: tuple[float, float] | None = N
         "first_token_median": float(np.median(firsts)) if firsts else float("nan"),
         "first_token_most": max(firsts, default=float("nan")),
         "token_gap": float(groups.rows("waited").sum() / gaps) if gaps else float("nan"),
-        "kv_mean": float((used * weights).sum() / weights.sum() / trace.num_blocks) if weights.sum() > 0 else float("nan"),
-        "kv_peak": float(used.max() / trace.num_blocks) if len(used) else float("nan"),
+        "kv_mean": float((used * weights).sum() / weights.sum()) if weights.sum() > 0 else float("nan"),
+        "kv_peak": float(used.max()) if len(used) else float("nan"),
         "preempted": float(groups.rows("preempted").sum()),
         "prefix_hit_rate": float(groups.rows("found").sum() / asked) if asked else float("nan"),
     }

@@ -50,14 +50,13 @@ class Side:
         if not len(trace):
             raise ValueError(f"there is no step in the trace {label!r} yet: run its requests first")
         self.label = label
-        self.num_blocks = trace.num_blocks
         self.truncated = trace.first > 0
         self.lanes: list[Lane] = lanes(trace)
         self.columns = Columns.of(trace)
         self.columns.origin = self.origin = min([lane.spans[0].begin for lane in self.lanes] + [float(self.columns["time"][0])])
         self.groups = Groups.of(self.columns, POINTS)
         self.end = float(self.columns["end"].max()) - self.origin
-        numbers = summary(trace, self.columns)
+        numbers = summary(self.columns)
         steps = self.columns["steps"] > 0
         running = self.columns["running"][steps] if steps.any() else np.zeros(1)
         self.numbers = {
@@ -76,9 +75,9 @@ class Side:
     def packed(self) -> dict[str, Any]:
         """As it is sent: [doing, begin, end] of each span by lane, and curves over `times`."""
         groups = self.groups
-        (used,) = groups.at_most("used")
+        used, blocks = groups.at_most("used", "blocks")
         curves = {
-            "used": used / self.num_blocks,
+            "used": used / blocks,
             "running": groups.most("running"),
             "waiting": groups.most("waiting"),
             "tokens": np.cumsum(groups.sum("sampled")),

@@ -155,7 +155,7 @@ class Dashboard(View):
 
     def summary(self) -> str:
         with self.playhead.lock:
-            numbers = summary(self.playhead.trace, self._columns(), self._span)
+            numbers = summary(self._columns(), self._span)
         return (
             f"{numbers['steps']:.0f} steps, {numbers['tokens']:,.0f} tokens in {numbers['seconds']:.2f} s ({_told(numbers['tokens_per_second'], '{:,.0f}')} "
             f"tokens/s), time to first token {_told(numbers['first_token_median'], '{:.3f} s')}, between tokens "
@@ -216,7 +216,7 @@ class Dashboard(View):
         if span is None and len(columns):
             end = cursor if cursor is not None else float(columns["end"][-1]) - (columns.origin or 0.0)
             span = (max(0.0, end - LATELY), end)
-        numbers = summary(self.playhead.trace, columns, span)
+        numbers = summary(columns, span)
         of = f"{span[0]:.2f} to {span[1]:.2f} s" if span is not None else "no step yet"
         return [
             ["", of],

@@ -214,16 +214,27 @@ def test_numbers_of_a_stretch_are_of_that_stretch_only():
         )  # fmt: skip
     columns = Columns.of(trace)
     assert columns.origin == 9.5
-    whole = summary(trace, columns)
+    whole = summary(columns)
     assert whole["tokens"] == 10
     assert whole["first_token_median"] == 1.5
     assert whole["token_gap"] == 1.0
     assert whole["kv_peak"] == 0.9
-    part = summary(trace, columns, (2.5, 4.4))  # the steps that began at 11.5 + 0.5 and later, up to the one at 13
+    part = summary(columns, (2.5, 4.4))  # the steps that began at 11.5 + 0.5 and later, up to the one at 13
     assert (part["begins"], part["seconds"], part["tokens"]) == (2.5, 2.0, 2.0)
     assert part["tokens_per_second"] == 1.0
     assert math.isnan(part["first_token_median"])
     assert math.isnan(part["prefix_hit_rate"])
+
+
+def test_a_pool_that_was_resized_is_as_large_as_it_was_at_each_step():
+    pool = BlockPool(10, 4)
+    trace = Trace(pool, 100)
+    for i, events in enumerate([[], [("forget",), ("resize", 20)], []]):
+        trace.add(StepRecord(step=i, time=1 + i, blocks_used=5, events=events, plan_s=1.0), pool, {})
+    columns = Columns.of(trace)
+    assert columns["blocks"].tolist() == [10, 20, 20]
+    assert SERIES["occupancy"](Groups.of(columns, 10)).lines["free"].tolist() == [5, 15, 15]
+    assert summary(columns)["kv_peak"] == 0.5
 
 
 def test_an_empty_trace_gives_empty_series():
@@ -232,7 +243,7 @@ def test_an_empty_trace_gives_empty_series():
     groups = Groups.of(columns, 10)
     for series in SERIES.values():
         assert all(len(values) == 0 for values in series(groups).lines.values())
-    assert math.isnan(summary(trace, columns)["tokens_per_second"])
+    assert math.isnan(summary(columns)["tokens_per_second"])
     assert lanes(trace) == []
 
 
