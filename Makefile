@@ -15,6 +15,12 @@ PACKAGED := $(shell find nbengine kernels widgets -type f -not -name '*.pyc')
 # Links in the shape of an installed package: a type checker does not run an editable install's hooks.
 TYPES := build/types/nbengine
 
+# Node's own test runner runs the scripts' tests; what formats and type-checks them is pinned in package.json.
+NODE := build/node
+NODE_TOOLS := $(NODE)/node_modules/.bin
+SCRIPTS := 'widgets/*.js' 'widgets/*.css' 'tests/widgets/*.js' package.json
+TSC := --noEmit --allowJs --checkJs --strict --target es2022 --module es2022 --moduleResolution bundler --lib es2022,dom,dom.iterable --types ""
+
 BIG_DOWNLOADS := sed -unE 's/^ *(Downloading .*[0-9] [MG]B\))/  \1/p'
 
 # Torch's idle threads spin for long by default, and on a busy machine they then take the cores from the threads that they wait for.
@@ -38,6 +44,8 @@ lab: $(READY) ## open JupyterLab on the quickstart
 	@$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/01_quickstart.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 test: $(READY) ## run the tests, but for the long sweeps and those that need a GPU
+	@echo "Testing the scripts"
+	@node --test --test-reporter=dot tests/widgets/*.js
 	@echo "Testing with $(JOBS) workers (JOBS=0 runs in one process)"
 	@$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
@@ -53,18 +61,21 @@ test-gpu: $(READY) ## run the tests that need an NVIDIA GPU
 coverage: $(READY) ## run the tests and write out/coverage/index.html
 	@$(BIN)/pytest -n $(JOBS) --dist loadfile --cov --cov-report=term --cov-report=html:out/coverage $(ARGS)
 
-lint: $(READY) ## check style, formatting and types
+lint: $(READY) $(NODE)/.ready ## check style, formatting and types
 	@echo "Checking style"
 	@$(BIN)/ruff check .
 	@echo "Checking formatting"
 	@$(BIN)/ruff format --check .
+	@$(NODE_TOOLS)/prettier --log-level=warn --check $(SCRIPTS)
 	@echo "Checking types"
 	@rm -rf $(TYPES) && mkdir -p $(TYPES) && ln -s $(CURDIR)/nbengine/* $(CURDIR)/kernels $(CURDIR)/widgets $(TYPES)/
 	@cd $(dir $(TYPES)) && $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p nbengine
+	@$(NODE_TOOLS)/tsc $(TSC) widgets/*.js
 
-format: $(READY) ## let ruff mend style and formatting
+format: $(READY) $(NODE)/.ready ## let ruff and prettier mend style and formatting
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
+	@$(NODE_TOOLS)/prettier --log-level=warn --write $(SCRIPTS)
 
 wheel: dist/.built ## build the wheel and the source archive in dist/
 	@ls dist/*.whl dist/*.tar.gz
@@ -101,6 +112,13 @@ $(READY): pyproject.toml constraints.txt | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet -c constraints.txt pip setuptools
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e '.[triton]' --group dev | $(BIG_DOWNLOADS)
 	@install -D -m 644 -t $(VENV)/etc/jupyter/jupyter_server_config.d nbengine/server_extension/nbengine.json # as the wheel does
+	@touch $@
+
+$(NODE)/.ready: package.json
+	@command -v node npm > /dev/null || { echo "the scripts' tools need node and npm: apt install nodejs npm" >&2; exit 1; }
+	@echo "Installing prettier and typescript into $(NODE)"
+	@rm -rf $(NODE) && mkdir -p $(NODE) && cp package.json $(NODE)/
+	@npm install --prefix $(NODE) --no-audit --no-fund --silent
 	@touch $@
 
 $(BIN)/python:

@@ -21,7 +21,7 @@ class BlockPool:
     cached  references[b] == 0 and hashes[b] set: free, but its content can still be found; evicted oldest first
     blank   references[b] == 0 and no hash: free; taken before any cached block is evicted
 
-    Every change is appended to `events`, from which `nbengine.trace.PoolState` rebuilds the pool.
+    Every change is appended to `events`, from which `nbengine.pool_state.PoolState` rebuilds the pool.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
@@ -34,6 +34,7 @@ class BlockPool:
         self.blank = list(range(num_blocks - 1, -1, -1))  # a stack: low numbers go first, so early tables are consecutive
         self.cached: OrderedDict[int, None] = OrderedDict()  # oldest first
         self.index: dict[bytes, int] = {}
+        self.copied: dict[int, int] = {}  # held blocks that began as a copy: of which block
         self.events: list[tuple[Any, ...]] = []
 
     @property
@@ -77,6 +78,7 @@ class BlockPool:
     def copy_on_write(self, block: int, owner: int) -> int:
         """A block of `owner`'s own in place of one it shares; the runner copies the content."""
         target = self.take(owner)
+        self.copied[target] = block
         self.events.append(("copy", block, target, owner))
         self.free(block, owner)
         return target
@@ -96,6 +98,8 @@ class BlockPool:
         self.references[block] -= 1
         self.events.append(("free", block, owner))
         if self.references[block] == 0:
+            if self.copied:
+                self.copied.pop(block, None)
             if self.hashes[block] is None:
                 self.blank.append(block)
             else:

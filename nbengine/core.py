@@ -151,7 +151,8 @@ class EngineCore:
                 hash_seed=request.cache_salt,
             )
             self._uids += 1
-            self.trace.introduce(sequence.uid, SequenceInfo(request.request_id, index, sequence.prompt_len, request.arrival))
+            info = SequenceInfo(request.request_id, index, sequence.prompt_len, request.arrival, tokens=sequence.tokens)
+            self.trace.introduce(sequence.uid, info)
             sequences.append(sequence)
         self._arrivals += 1
         self._count(sequences[0], params.n)
@@ -292,6 +293,11 @@ class EngineCore:
         self.scheduler.suspend()
         self.flush()
 
+    def limit(self, max_num_batched_tokens: int | None, max_num_seqs: int | None) -> None:
+        """Change how much a step takes."""
+        self.scheduler.limit(max_num_batched_tokens, max_num_seqs)
+        self._wanted_tokens = 0
+
     def resize(self, num_blocks: int) -> None:
         """Another KV cache; whoever runs waits and is computed anew. MemoryError where it does not fit: then all is as before."""
         needed = self.scheduler.pool.blocks_for(self.max_model_len)
@@ -359,5 +365,6 @@ class EngineCore:
             sample_s=waited,
             commit_s=committed,
             gpu_s=device_s,
+            landed=0.0 if flight is None else perf_counter(),
         )
         self.trace.add(record, pool, scheduler.running)

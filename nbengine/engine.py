@@ -69,6 +69,8 @@ class Engine:
         self.sleep_level = 0  # 1: the KV cache was given back; 2: the weights too
         self._scheduler = started.scheduler
         self._tokenizer = started.tokenizer
+        self.trace.name = str(self.config.model)
+        self.trace.token_text = None if started.tokenizer is None else started.tokenizer.token_text
         self.front = Front(f"{name}-front")
         self._served = Served()
         self._close = weakref.finalize(self, _shut_down, self._mailbox, started.thread, self.front, self._served)
@@ -242,6 +244,18 @@ class Engine:
             raise TypeError(f"ops must be a dict from an op's name to an implementation, such as {{'linear': 'reference'}}, not {ops!r}")
         self._mailbox.ask("use", None if policy is None else policy_named(policy), None if ops is None else dict(ops))
 
+    @checks_keywords()
+    def set_limits(self, *, max_num_seqs: int | None = None, max_num_batched_tokens: int | None = None) -> None:
+        """Change how many sequences run together, and how many tokens a step takes, while it runs: at most what it was made with.
+
+        Who runs already runs to its end. `stats()` has the present limits, `info` those it was made with.
+        """
+        given = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
+        for name, value in given.items():
+            if value is not None and as_int(value) is None:
+                raise TypeError(f"{name} must be a whole number, not {value!r}")
+        self._mailbox.ask("set_limits", as_int(max_num_batched_tokens), as_int(max_num_seqs))
+
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix; running requests keep their blocks."""
         self._mailbox.ask("reset_prefix_cache")
@@ -301,6 +315,8 @@ class Engine:
             "num_preemptions": scheduler.preemptions,
             "prompt_tokens": scheduler.prompt_tokens,
             "generation_tokens": scheduler.generation_tokens,
+            "max_num_seqs": scheduler.max_num_seqs,
+            "max_num_batched_tokens": scheduler.max_num_batched_tokens,
             "last_step_ms": None if last is None else round(1e3 * last.duration, 3),
         }
 

@@ -22,6 +22,10 @@ class UnsupportedModelError(NBEngineError, ValueError):
     """The checkpoint needs something that is not built (a quantisation method, an architecture)."""
 
 
+class TraceFileError(NBEngineError, ValueError):
+    """The file holds no trace, a damaged one, or one of another version."""
+
+
 class EngineClosedError(NBEngineError, RuntimeError):
     """The engine was closed before, or while, this was asked."""
 

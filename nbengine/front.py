@@ -27,6 +27,7 @@ class Front:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._last: list[Callable[[], Any]] = []
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -79,6 +80,10 @@ class Front:
         """Call a function in the front's thread again and again, until the ticker is stopped or the front is closed."""
         return Ticker(self, seconds, function)
 
+    def at_end(self, function: Callable[[], Any]) -> None:
+        """Call a function in the front's thread when it is closed, as the last thing; nothing happens where that never began."""
+        self._last.append(function)
+
     def close(self) -> None:
         """End the thread; what it was doing is cancelled. Harmless when it never began."""
         with self._lock:
@@ -86,9 +91,18 @@ class Front:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
         if loop is not None and thread is not None:
-            loop.call_soon_threadsafe(loop.stop)
+            loop.call_soon_threadsafe(self._end, loop)
             if thread is not threading.current_thread():
                 thread.join(5.0)
+
+    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
+        last, self._last = self._last, []
+        for function in last:
+            try:
+                function()
+            except Exception:
+                log.exception("a last call of the front failed")
+        loop.stop()
 
 
 class Ticker:

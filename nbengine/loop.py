@@ -292,6 +292,9 @@ class EngineLoop:
             self.core.scheduler.use(before)  # both or neither
             raise
 
+    def _on_set_limits(self, max_num_batched_tokens: int | None, max_num_seqs: int | None) -> None:
+        self.core.limit(max_num_batched_tokens, max_num_seqs)
+
     def _on_reset_prefix_cache(self) -> None:
         self.core.scheduler.pool.forget()
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import sys
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from nbengine.pool_state import PoolState
 
 if TYPE_CHECKING:
     from nbengine.blocks import BlockPool
@@ -48,6 +52,7 @@ class StepRecord:
     sample_s: float = 0.0
     commit_s: float = 0.0
     gpu_s: float = 0.0  # how long a GPU worked on it, whatever the host did meanwhile; 0 on a CPU
+    landed: float = 0.0  # when its tokens were committed; steps overlap, so this is more than the sum of the host's parts
 
     @property
     def num_tokens(self) -> int:
@@ -55,7 +60,8 @@ class StepRecord:
 
     @property
     def duration(self) -> float:
-        return self.plan_s + self.launch_s + self.sample_s + self.commit_s
+        """Seconds from when it began to be planned until its tokens were committed."""
+        return self.landed - self.time if self.landed else self.plan_s + self.launch_s + self.sample_s + self.commit_s
 
     def __repr__(self) -> str:
         decodes = sum(1 for c in self.counts if c == 1)
@@ -74,94 +80,7 @@ class SequenceInfo:
     prompt_len: int
     arrival: float
     last_step: int = sys.maxsize  # set when it ends
-
-
-class PoolState:
-    """The block pool at one moment: the same fields as `BlockPool`, and every sequence's table."""
-
-    def __init__(self, num_blocks: int) -> None:
-        self.references = [0] * num_blocks
-        self.hashes: list[bytes | None] = [None] * num_blocks
-        self.blank = list(range(num_blocks - 1, -1, -1))
-        self.cached: dict[int, None] = {}
-        self.tables: dict[int, list[int]] = {}
-
-    @classmethod
-    def of(cls, pool: BlockPool, running: Mapping[int, Sequence]) -> PoolState:
-        """A copy of what a pool is now."""
-        state = cls(0)
-        state.references = pool.references.copy()
-        state.hashes = pool.hashes.copy()
-        state.blank = pool.blank.copy()
-        state.cached = dict.fromkeys(pool.cached)
-        state.tables = {uid: sequence.blocks.copy() for uid, sequence in running.items() if sequence.blocks}
-        return state
-
-    def copy(self) -> PoolState:
-        state = PoolState(0)
-        state.references, state.hashes, state.blank = self.references.copy(), self.hashes.copy(), self.blank.copy()
-        state.cached = self.cached.copy()
-        state.tables = {uid: blocks.copy() for uid, blocks in self.tables.items()}
-        return state
-
-    def apply(self, events: Iterable[tuple[Any, ...]]) -> None:
-        for kind, *arguments in events:
-            getattr(self, f"_{kind}")(*arguments)
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, PoolState)
-            and (self.references, self.hashes, self.blank, self.tables) == (other.references, other.hashes, other.blank, other.tables)
-            and list(self.cached) == list(other.cached)
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def _take(self, block: int, uid: int) -> None:
-        assert self.blank[-1] == block
-        self.blank.pop()
-        self.references[block] = 1
-        self.tables.setdefault(uid, []).append(block)
-
-    def _evict(self, block: int) -> None:
-        del self.cached[block]
-        self.hashes[block] = None
-        self.blank.append(block)
-
-    def _share(self, block: int, uid: int) -> None:
-        self.cached.pop(block, None)
-        self.references[block] += 1
-        self.tables.setdefault(uid, []).append(block)
-
-    def _copy(self, source: int, target: int, uid: int) -> None:
-        table = self.tables[uid]
-        assert table[-1] == target
-        table[table.index(source)] = target
-        table[-1] = source  # the "free" that follows takes it away
-
-    def _seal(self, block: int, digest: bytes) -> None:
-        self.hashes[block] = digest
-
-    def _free(self, block: int, uid: int) -> None:
-        table = self.tables[uid]
-        assert table[-1] == block
-        table.pop()
-        if not table:
-            del self.tables[uid]
-        self.references[block] -= 1
-        if self.references[block] == 0:
-            if self.hashes[block] is None:
-                self.blank.append(block)
-            else:
-                self.cached[block] = None
-
-    def _resize(self, num_blocks: int) -> None:
-        self.__init__(num_blocks)  # type: ignore[misc] # all of it is as new
-
-    def _forget(self) -> None:
-        self.blank.extend(self.cached)
-        self.cached.clear()
-        self.hashes = [None] * len(self.hashes)
+    tokens: Ids[int] = ()  # its token ids: the very list that its engine goes on appending to
 
 
 @dataclass(slots=True)
@@ -169,14 +88,20 @@ class _Segment:
     """A keyframe and the records after it."""
 
     start: PoolState
+    first: int = 0  # the number of its first record
     records: list[StepRecord] = field(default_factory=list)
     num_events: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.records)
 
 
 class Trace:
     """The last `capacity` records. Written by the engine thread; reading takes a snapshot and may be done from any thread.
 
-    A new keyframe is taken after as many events as there are blocks, so its cost is a constant a block event.
+    Records are numbered in the order in which they came, from 0; those of [first, end) are still here. A new keyframe is taken
+    after as many events as there are blocks, so its cost is a constant a block event.
     """
 
     def __init__(self, pool: BlockPool, capacity: int) -> None:
@@ -184,6 +109,9 @@ class Trace:
         self.block_size = pool.block_size
         self.capacity = capacity
         self.sequences: dict[int, SequenceInfo] = {}
+        self.name = ""  # of what was traced, for those who look
+        self.token_text: Callable[[int], str] | None = None  # a token as text, where there is a tokenizer
+        self.playhead: Any = None  # the moment that its views show together, made by the first of them
         self._segments: deque[_Segment] = deque([_Segment(PoolState.of(pool, {}))])
 
     def __len__(self) -> int:
@@ -205,6 +133,42 @@ class Trace:
                 return segment.records[-1]
         return None
 
+    @property
+    def first(self) -> int:
+        """The number of the oldest record that is still here."""
+        return self._segments[0].first
+
+    @property
+    def end(self) -> int:
+        """How many records have come so far: one more than the number of the last."""
+        return self._segments[-1].end
+
+    def since(self, number: int) -> list[StepRecord]:
+        """The records from this number on, as far as they are still here."""
+        records: list[StepRecord] = []
+        for segment in reversed(list(self._segments)):
+            if segment.end <= number:
+                break
+            records[:0] = segment.records[max(0, number - segment.first) :]
+        return records
+
+    def record(self, number: int) -> StepRecord:
+        """The record of this number."""
+        segment, i = self._find(number)
+        return segment.records[i]
+
+    def state(self, number: int) -> PoolState:
+        """The pool right after the record of this number."""
+        segment, i = self._find(number)
+        state = segment.start.copy()
+        for record in segment.records[: i + 1]:
+            state.apply(record.events)
+        return state
+
+    def start(self) -> PoolState:
+        """The pool before the oldest record."""
+        return self._segments[0].start.copy()
+
     def introduce(self, uid: int, info: SequenceInfo) -> None:
         """Say who a uid is; forgotten once it has ended and no record in the ring speaks of it."""
         if self.capacity:
@@ -214,13 +178,44 @@ class Trace:
         """Append a record; `pool` and `running` are the state after it, copied only when a keyframe is due."""
         if self.capacity == 0:
             return
+        if self._append(record):
+            self._segments.append(_Segment(PoolState.of(pool, running), self.end))
+            while len(self) - len(self._segments[0].records) >= self.capacity:
+                self._drop()
+
+    def _append(self, record: StepRecord) -> bool:
+        """Append a record; whether a keyframe is due after it."""
         segment = self._segments[-1]
         segment.records.append(record)
         segment.num_events += len(record.events)
-        if segment.num_events >= max(1024, self.num_blocks) or len(segment.records) >= max(1, self.capacity // 8):
-            self._segments.append(_Segment(PoolState.of(pool, running)))
-            while len(self) - len(self._segments[0].records) >= self.capacity:
-                self._drop()
+        return segment.num_events >= max(1024, self.num_blocks) or len(segment.records) >= max(1, self.capacity // 8)
+
+    def snapshot(self) -> tuple[PoolState, int, list[StepRecord]]:
+        """The pool before the oldest record, the number of that, and all records: what belongs together, while the ring goes on."""
+        segments = list(self._segments)
+        return segments[0].start.copy(), segments[0].first, [record for segment in segments for record in segment.records.copy()]
+
+    def restore(self, start: PoolState, first: int, records: Iterable[StepRecord]) -> None:
+        """Hold what a snapshot had in place of what it holds."""
+        self._segments = deque([_Segment(start.copy(), first)])
+        state = start.copy()
+        for record in records:
+            state.apply(record.events)
+            if self._append(record):
+                self._segments.append(_Segment(state.copy(), self.end))
+
+    def save(self, path: str | Path) -> Path:
+        """Write it to a file, tokens included; `Trace.load(path)` reads it, without an engine or a GPU."""
+        from nbengine.trace_file import save_trace
+
+        return save_trace(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """A trace that was saved: views draw it as they draw a live one."""
+        from nbengine.trace_file import load_trace
+
+        return load_trace(path)
 
     def at(self, record: StepRecord | int) -> PoolState:
         """The pool as it was right after a record (or after the last record of that step)."""
@@ -228,16 +223,34 @@ class Trace:
             records = segment.records.copy()
             for i in range(len(records) - 1, -1, -1):
                 if records[i] is record or records[i].step == record:
-                    state = segment.start.copy()
-                    for earlier in records[: i + 1]:
-                        state.apply(earlier.events)
-                    return state
+                    return self.state(segment.first + i)
         raise LookupError(f"{record!r} is not in the trace any more; it keeps the last {self.capacity} steps (trace_steps=)")
+
+    def figure(self, kind: Any = "overview", **options: Any) -> Any:
+        """A plotly figure for a paper, or to look at afterwards.
+
+        `kind` is one of overview, occupancy, batch, queue, throughput, latency, first_token, token_gap, prefix_hits, step_time,
+        timeline and blocks, or a function of a trace that returns a dict from labels to values, one for each record.
+        `at` is the step (or its record) whose blocks are shown, `points` how finely lines are drawn; `template`, `width` and
+        `height` are plotly's.
+
+        >>> engine.trace.figure("occupancy", width=640).write_html("kv.html")                   # doctest: +SKIP
+        """
+        from nbengine.trace_figures import figure
+
+        return figure(self, kind, **options)
 
     def __repr__(self) -> str:
         records = self.records
         span = f"steps {records[0].step} to {records[-1].step}" if records else "empty"
         return f"<Trace {span}, {self.num_blocks} blocks of {self.block_size}>"
+
+    def _find(self, number: int) -> tuple[_Segment, int]:
+        """Where a record is."""
+        for segment in reversed(list(self._segments)):
+            if segment.first <= number < segment.end:
+                return segment, number - segment.first
+        raise LookupError(f"record {number} is not in the trace: it has {self.first} to {self.end - 1} (trace_steps= keeps more)")
 
     def _drop(self) -> None:
         self._segments.popleft()

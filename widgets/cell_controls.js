@@ -1,8 +1,13 @@
 // The quiet line under a running cell, and its buttons once the kernel has answered this view's hello.
 
+// @ts-check
+
+/** @type {Record<string, string>} */
 const LABELS = { cancel: "Cancel", resume: "Resume" };
+/** @type {Record<string, string>} */
 const HINTS = { cancel: "End this cell's requests and keep what they have", resume: "Let the engine go on" };
 
+/** @param {{ model: import("./frame.js").Model, el: HTMLElement }} given */
 function render({ model, el }) {
   el.classList.add("nbengine-controls");
   const buttons = document.createElement("span");
@@ -14,7 +19,7 @@ function render({ model, el }) {
   el.append(buttons, line, trouble);
   const shown = new Map(); // by offer: a button that stays keeps the focus
 
-  const make = (offer) => {
+  const make = (/** @type {string} */ offer) => {
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = LABELS[offer];
@@ -36,7 +41,7 @@ function render({ model, el }) {
         shown.delete(offer);
       }
     }
-    offers.forEach((offer, place) => {
+    offers.forEach((/** @type {string} */ offer, /** @type {number} */ place) => {
       if (shown.has(offer)) return;
       shown.set(offer, make(offer));
       buttons.insertBefore(shown.get(offer), buttons.children[place] ?? null);
@@ -50,7 +55,7 @@ function render({ model, el }) {
   return () => {
     events.forEach((event) => model.off(event, draw));
     // who pressed a key on a button that goes should not be sent to the top of the page
-    if (el.contains(document.activeElement)) el.closest(".jp-Notebook")?.focus();
+    if (el.contains(document.activeElement)) /** @type {HTMLElement | null} */ (el.closest(".jp-Notebook"))?.focus();
   };
 }
 

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from nbengine.notebook.engine_commands import PARSERS
 from nbengine.notebook.options import STYLES, Parser, chat_parser, generate_parser
+from nbengine.notebook.views import VIEWS, view_parser
 from nbengine.policy import policies
 
 if TYPE_CHECKING:
     from nbengine.notebook.session import Session
 
-KEYS = ("%%generate", "%generate", "%%chat", "%chat", "%engine")
+KEYS = ("%%generate", "%generate", "%%chat", "%chat", "%engine", *(f"%{name}" for name in VIEWS))
 CHOICES = {
     "--format": STYLES,
     "--dtype": ("auto", "float32", "bfloat16", "float16"),
@@ -65,6 +66,8 @@ class Completer:
             return [*self._session.conversations, *chat_parser().names()]
         if done[0] == "%chat":
             return list(CHATS) if len(done) == 1 else list(self._session.conversations)
+        if done[0].lstrip("%") in VIEWS:
+            return [*self._session.engines, *view_parser(done[0].lstrip("%")).names()]
         return self._engine(done[1:])
 
     def _engine(self, done: list[str]) -> list[str]:

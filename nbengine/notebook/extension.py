@@ -10,11 +10,12 @@ from IPython.core.extensions import ExtensionManager
 from nbengine.notebook.awaited import AwaitCells
 from nbengine.notebook.complete import Completer
 from nbengine.notebook.magics import NBEngineMagics
+from nbengine.notebook.views import VIEWS
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-MAGICS = {"line": ("engine", "generate", "chat"), "cell": ("generate", "chat")}
+MAGICS = {"line": ("engine", "generate", "chat", *VIEWS), "cell": ("generate", "chat")}
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:

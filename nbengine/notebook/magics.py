@@ -23,6 +23,7 @@ from nbengine.notebook.generation import Generation
 from nbengine.notebook.live import View, view_of
 from nbengine.notebook.options import STYLES, chat_parser, generate_parser, sampling_values
 from nbengine.notebook.session import Session, checked_name
+from nbengine.notebook.views import open_view, view_parser
 
 log = logging.getLogger("nbengine")
 SAID = (NBEngineError, ValueError, TypeError, MemoryError, FileNotFoundError)  # whose messages say all that a person needs
@@ -78,6 +79,21 @@ class NBEngineMagics(Magics):
         if cell is None:
             return self._chat_command(line)
         return self._wait(lambda: self._chat(line, cell))
+
+    @no_var_expand
+    @line_magic
+    def blocks(self, line: str) -> Any:
+        return self._view("blocks", line)
+
+    @no_var_expand
+    @line_magic
+    def dashboard(self, line: str) -> Any:
+        return self._view("dashboard", line)
+
+    @no_var_expand
+    @line_magic
+    def timeline(self, line: str) -> Any:
+        return self._view("timeline", line)
 
     def awaited(self, name: str, line: str, cell: str | None) -> Awaitable[Generation]:
         """`%%generate` or `%%chat` for a cell that awaits it, so that the kernel can listen meanwhile."""
@@ -144,6 +160,13 @@ class NBEngineMagics(Magics):
         if name is None and not self.session.engines and self.model:
             self.commands.run(f"load {self.model}", self.load_options)
         return self.session.engines.find(name, self.session.shell.user_ns)
+
+    def _view(self, name: str, line: str) -> Any:
+        try:
+            return open_view(self.session, name, line, self.session.shell.user_ns)
+        except SAID as error:
+            said = in_one_line(error)
+        raise said
 
     # ── waiting ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -212,6 +235,9 @@ def _said(start: Start) -> tuple[Generation, View | None]:
 
 NBEngineMagics.engine.__doc__ = engine_help()
 NBEngineMagics.generate.__doc__ = generate_parser().format_help()
+NBEngineMagics.blocks.__doc__ = view_parser("blocks").format_help()
+NBEngineMagics.dashboard.__doc__ = view_parser("dashboard").format_help()
+NBEngineMagics.timeline.__doc__ = view_parser("timeline").format_help()
 NBEngineMagics.chat.__doc__ = (
     chat_parser().format_help() + "\n`%chat` alone: show [NAME], list, reset [NAME], undo [NAME], fork NAME NEW.\n"
 )

@@ -5,7 +5,8 @@ import pytest
 from kv_model import Simulation
 
 from nbengine.blocks import BlockPool
-from nbengine.trace import PoolState, SequenceInfo, StepRecord, Trace
+from nbengine.pool_state import PoolState
+from nbengine.trace import SequenceInfo, StepRecord, Trace
 
 
 def busy(trace_steps, operations, num_blocks=9, seed=0):

@@ -1,0 +1,147 @@
+"""What live views cost: throughput with views open and without, in turn, and the front thread's own processor time.
+
+`python benchmarks/views.py` runs a load of ShareGPT's shape in a real kernel whose front end (this process) looks at the views, or looks away.
+On a GPU host: `python benchmarks/views.py --model Qwen/Qwen3-0.6B --count 1000 --rounds 4`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import platform
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+VIEWS = ("widgets.BlockTableView(engine)", "widgets.Timeline(engine)", "widgets.Dashboard(engine)")
+SETUP = """
+import sys, time
+sys.path.insert(0, {here!r})
+from nbengine import Engine, SamplingParams, widgets
+from nbengine.bench.workloads import workload
+
+engine = Engine({model!r}, **{config!r})
+room = engine.info.max_model_len // 2
+jobs = [(prompt[:room], min(output, room)) for prompt, output in workload("sharegpt", {count}, vocab_size=engine.info.vocab_size)]
+views = [{views}]
+engine.front.call(int).result()
+
+def spent(thread):
+    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+
+def sent():
+    return sum(view.updates for view in views)
+
+def run():
+    front, loop = engine.front._thread, engine._mailbox.thread
+    engine.reset_prefix_cache()
+    began, cost, work, updates, steps = time.perf_counter(), spent(front), spent(loop), sent(), engine.stats()["steps"]
+    params = [SamplingParams(max_tokens=output, ignore_eos=True, temperature=0) for _, output in jobs]
+    results = engine.generate([prompt for prompt, _ in jobs], params)
+    seconds = time.perf_counter() - began
+    return {{
+        "seconds": seconds,
+        "tokens_per_s": sum(len(result.outputs[0].token_ids) for result in results) / seconds,
+        "front_s": spent(front) - cost,
+        "engine_thread_s": spent(loop) - work,
+        "updates": sent() - updates,
+        "steps": engine.stats()["steps"] - steps,
+    }}
+"""
+SIZES = "[len(view.packed['json']) + len(view.packed['data']) for view in views]"
+
+
+class FrontEnd:
+    """A kernel, and what a front end tells it of the views that it draws."""
+
+    def __init__(self) -> None:
+        from jupyter_client.manager import KernelManager
+
+        self.manager = KernelManager(kernel_name="python3")
+        self.manager.start_kernel(extra_arguments=["--log-level=CRITICAL"])
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=120)
+        self.views: list[str] = []  # their comms
+
+    def run(self, code: str, expression: str = "None") -> Any:
+        """Run a cell; what an expression is afterwards."""
+        message = self.client.execute(code, user_expressions={"value": f"repr({expression})"}, allow_stdin=False)
+        while True:
+            heard = self.client.get_iopub_msg(timeout=3600)
+            if heard["msg_type"] == "comm_open" and "packed" in heard["content"]["data"].get("state", {}):
+                self.views.append(heard["content"]["comm_id"])
+            if heard["parent_header"].get("msg_id") != message:
+                continue
+            if heard["msg_type"] == "error":
+                sys.exit("\n".join(heard["content"]["traceback"]))
+            if heard["msg_type"] == "status" and heard["content"]["execution_state"] == "idle":
+                break
+        reply = self.client.get_shell_msg(timeout=60)
+        while reply["parent_header"].get("msg_id") != message:
+            reply = self.client.get_shell_msg(timeout=60)
+        return ast.literal_eval(ast.literal_eval(reply["content"]["user_expressions"]["value"]["data"]["text/plain"]))
+
+    def look(self, seen: bool) -> None:
+        """Draw all views in sight, or none."""
+        for comm in self.views:
+            data = {"method": "custom", "content": {"place": "here", "seen": seen}}
+            self.client.shell_channel.send(self.client.session.msg("comm_msg", {"comm_id": comm, "data": data}))
+        self.run("")
+
+    def close(self) -> None:
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+
+def measure(model: str, count: int, rounds: int, config: dict[str, Any]) -> dict[str, Any]:
+    """Rounds of the same load, with nobody looking and with everybody looking in turn."""
+    front_end = FrontEnd()
+    try:
+        front_end.run(SETUP.format(here=str(HERE), model=model, config=config, count=count, views=", ".join(VIEWS)))
+        front_end.look(False)
+        front_end.run("run()")  # warm up
+        found: dict[str, list[Any]] = {"closed": [], "open": []}
+        for number in range(2 * rounds):
+            kind = ("closed", "open")[(number + number // 2) % 2]  # the order alternates too
+            front_end.look(kind == "open")
+            found[kind].append(front_end.run("result = run()", "result"))
+            print(kind, {name: round(value, 3) for name, value in found[kind][-1].items()}, flush=True)
+        sizes = front_end.run("engine.pause(); engine.submit_all([p for p, _ in jobs]); engine.step(40); time.sleep(1)", SIZES)
+        device, blocks = front_end.run("", "(str(engine.info.device), engine.trace.num_blocks)")
+    finally:
+        front_end.close()
+    speeds = {kind: statistics.median(one["tokens_per_s"] for one in runs) for kind, runs in found.items()}
+    seconds, spent = (sum(one[name] for one in found["open"]) for name in ("seconds", "front_s"))
+    return {
+        "model": model,
+        "device": device,
+        "cpu": platform.processor() or platform.machine(),
+        "requests": count,
+        "blocks": blocks,
+        "views": VIEWS,
+        "tokens_per_s": {kind: round(speed, 1) for kind, speed in speeds.items()},
+        "throughput_lost": round(1 - speeds["open"] / speeds["closed"], 4),
+        "front_share_of_a_core": round(spent / seconds, 4),
+        "ms_per_update": round(1e3 * spent / max(1, sum(one["updates"] for one in found["open"])), 3),
+        "updates_per_s": round(sum(one["updates"] for one in found["open"]) / seconds, 2),
+        "largest_update_bytes": sizes,
+        "runs": found,
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="tales")
+    parser.add_argument("--count", type=int, default=64, help="requests in a run")
+    parser.add_argument("--rounds", type=int, default=3, help="runs with the views open, and as many without")
+    parser.add_argument("--config", type=json.loads, default={}, help="of the engine, as JSON")
+    parser.add_argument("--out", type=Path, help="write the result to this file")
+    given = parser.parse_args()
+    result = measure(given.model, given.count, given.rounds, given.config)
+    print(json.dumps({name: value for name, value in result.items() if name != "runs"}, indent=1))
+    if given.out:
+        given.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,0 +1,204 @@
+"""A trace as a file: gzipped lines of JSON, the first of which says what it is. Reading one runs nothing and needs no engine."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import sys
+from array import array
+from collections.abc import Iterator
+from dataclasses import fields
+from operator import add
+from pathlib import Path
+from typing import Any
+
+from nbengine.blocks import BlockPool
+from nbengine.errors import TraceFileError
+from nbengine.pool_state import PoolState
+from nbengine.trace import SequenceInfo, StepRecord, Trace
+
+FORMAT, VERSION = "nbengine-trace", 1
+SCALARS = [f.name for f in fields(StepRecord) if f.type in {"int", "float"}]
+LISTS = ["sampled", "admitted", "preempted", "finished"]
+MOST_BLOCKS = 1 << 24  # of a file that is believed
+
+
+def save_trace(trace: Trace, path: str | Path) -> Path:
+    """Write what is in the ring now, the tokens of its sequences included."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with gzip.open(part, "wt", encoding="utf-8", compresslevel=5) as file:
+            for line in _lines(trace):
+                file.write(json.dumps(line, separators=(",", ":"), ensure_ascii=False) + "\n")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def load_trace(path: str | Path) -> Trace:
+    """Read a file that `save_trace` wrote."""
+    path = Path(path)
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            lines = iter(file)
+            head = _head(path, next(lines, ""))
+            return _read(head, (json.loads(line) for line in lines))
+    except (gzip.BadGzipFile, UnicodeDecodeError) as error:
+        raise TraceFileError(f"{path} is no trace file: use one that trace.save(path) wrote") from error
+    except (EOFError, KeyError, TypeError, ValueError, IndexError, AttributeError, AssertionError, OverflowError) as error:
+        if isinstance(error, TraceFileError):
+            raise
+        raise TraceFileError(f"{path} is damaged or cut short ({type(error).__name__}: {error}): save the trace again") from error
+
+
+def _head(path: Path, line: str) -> dict[str, Any]:
+    """The first line, if it is one of ours."""
+    try:
+        head = json.loads(line)
+    except ValueError:
+        head = None
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        raise TraceFileError(f"{path} is no trace file: use one that trace.save(path) wrote")
+    if head.get("version") != VERSION:
+        raise TraceFileError(
+            f"{path} is of version {head.get('version')}, and this nbengine reads version {VERSION}: use the one that wrote it"
+        )
+    return head
+
+
+# ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _lines(trace: Trace) -> Iterator[dict[str, Any]]:
+    start, first, records = trace.snapshot()
+    sequences = dict(trace.sequences)
+    used = {token for info in sequences.values() for token in list(info.tokens)}
+    text = trace.token_text
+    yield {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": trace.name,
+        "num_blocks": trace.num_blocks,
+        "block_size": trace.block_size,
+        "capacity": trace.capacity,
+        "first": first,
+        "records": len(records),
+    }
+    yield _state(start)
+    yield {"sequences": [_sequence(uid, info) for uid, info in sequences.items()]}
+    yield {"texts": None if text is None else {token: text(token) for token in sorted(used)}}
+    before = StepRecord(-1, 0.0)
+    for record in records:
+        yield _record(record, before)
+        before = record
+
+
+def _state(state: PoolState) -> dict[str, Any]:
+    return {
+        "references": state.references,
+        "hashes": {block: digest.hex() for block, digest in enumerate(state.hashes) if digest is not None},
+        "blank": state.blank,
+        "cached": list(state.cached),
+        "copied": list(state.copied.items()),
+        "tables": list(state.tables.items()),
+    }
+
+
+def _sequence(uid: int, info: SequenceInfo) -> list[Any]:
+    last = None if info.last_step == sys.maxsize else info.last_step
+    return [uid, info.request_id, info.index, info.prompt_len, info.arrival, last, list(info.tokens)]
+
+
+def _record(record: StepRecord, before: StepRecord) -> dict[str, Any]:
+    """What goes on as in the record before is left out: who ran, single tokens, and starts that follow from those."""
+    line: dict[str, Any] = {name: getattr(record, name) for name in SCALARS if getattr(record, name) != 0}
+    line |= {name: getattr(record, name) for name in LISTS if getattr(record, name)}
+    if record.uids != before.uids:
+        line["uids"] = record.uids
+    if any(count != 1 for count in record.counts):
+        line["counts"] = record.counts
+    if "uids" in line or list(record.starts) != list(map(add, before.starts, before.counts)):
+        line["starts"] = list(record.starts)
+    if record.events:
+        line["events"] = [[*event[:-1], event[-1].hex()] if event[0] == "seal" else event for event in record.events]
+    return line
+
+
+# ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _read(head: dict[str, Any], lines: Iterator[Any]) -> Trace:
+    count, size = head["num_blocks"], head["block_size"]
+    if not 0 < count <= MOST_BLOCKS or size < 1:
+        raise ValueError(f"{count} blocks of {size}")
+    trace = Trace(BlockPool(count, size), max(1, head["capacity"], head["records"]))
+    trace.name = str(head["name"])
+    start = _read_state(next(lines, {}), count)
+    for uid, request_id, index, prompt_len, arrival, last, tokens in next(lines, {})["sequences"]:
+        known = (str(request_id), int(index), int(prompt_len), float(arrival), sys.maxsize if last is None else int(last))
+        trace.sequences[int(uid)] = SequenceInfo(*known, tokens=array("q", tokens))
+    texts = next(lines, {})["texts"]
+    if texts is not None:
+        names = {int(token): str(text) for token, text in texts.items()}
+        trace.token_text = lambda token: names.get(token, f"#{token}")
+    records, before = [], StepRecord(-1, 0.0)
+    for line in lines:
+        before = _read_record(line, before, count)
+        records.append(before)
+    if len(records) != head["records"]:
+        raise ValueError(f"{len(records)} of {head['records']} records are there")
+    trace.restore(start, int(head["first"]), records)
+    return trace
+
+
+def _read_state(line: dict[str, Any], count: int) -> PoolState:
+    state = PoolState(count)
+    state.references = list(map(int, line["references"]))
+    for block, digest in line["hashes"].items():
+        state.hashes[_block(int(block), count)] = bytes.fromhex(digest)
+    state.blank = [_block(block, count) for block in line["blank"]]
+    state.cached = dict.fromkeys(_block(block, count) for block in line["cached"])
+    state.copied = {_block(target, count): _block(source, count) for target, source in line["copied"]}
+    state.tables = {int(uid): [_block(block, count) for block in blocks] for uid, blocks in line["tables"]}
+    if len(state.references) != count:
+        raise ValueError(f"{len(state.references)} references for {count} blocks")
+    return state
+
+
+def _read_record(line: dict[str, Any], before: StepRecord, count: int) -> StepRecord:
+    uids = line.get("uids", before.uids)
+    counts = line.get("counts") or [1] * len(uids)
+    starts = line.get("starts")
+    record = StepRecord(
+        uids=uids,
+        counts=counts,
+        starts=array("i", map(add, before.starts, before.counts) if starts is None else starts),
+        events=[_read_event(event, count) for event in line.get("events", [])],
+        finished=[(int(uid), str(reason)) for uid, reason in line.get("finished", [])],
+        **{name: list(map(int, line.get(name, []))) for name in LISTS if name != "finished"},
+        **{name: line.get(name, 0) for name in SCALARS},
+    )
+    if not len(record.uids) == len(record.counts) == len(record.starts):
+        raise ValueError(f"the record of step {record.step} is of three lengths")
+    return record
+
+
+ARGUMENTS = {"take": 2, "evict": 1, "share": 2, "copy": 3, "seal": 2, "free": 2, "forget": 0}  # of each event
+
+
+def _read_event(event: list[Any], count: int) -> tuple[Any, ...]:
+    kind, *arguments = event
+    if ARGUMENTS.get(kind) != len(arguments):
+        raise ValueError(f"there is no event {event}")
+    for block in arguments[: 2 if kind == "copy" else 1]:
+        _block(block, count)
+    return (kind, arguments[0], bytes.fromhex(arguments[1])) if kind == "seal" else (kind, *arguments)
+
+
+def _block(block: int, count: int) -> int:
+    if not 0 <= block < count:
+        raise ValueError(f"there is no block {block}")
+    return block

@@ -1,0 +1,144 @@
+"""A trace that was saved is the same trace, and a file that is none says so."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+from kv_model import Simulation, storm
+
+from nbengine.errors import TraceFileError
+from nbengine.trace import StepRecord, Trace
+
+
+def busy(seed=0, trace_steps=64):
+    rng = random.Random(seed)
+    sim = Simulation(num_blocks=9, trace_steps=trace_steps)
+    for _ in range(120):
+        if rng.random() < 0.4 and len(sim.alive) < 6:
+            sim.add([rng.randrange(2) for _ in range(rng.randrange(1, 18))], rng.randrange(1, 9), n=rng.choice([1, 1, 3]))
+        if rng.random() < 0.05 and sim.alive:
+            sim.cancel(rng.choice(sim.alive))
+        sim.step()
+    sim.core.trace.token_text = lambda token: f"<{token}>"
+    sim.core.trace.name = "a model"
+    return sim.core.trace
+
+
+@pytest.fixture
+def saved(tmp_path):
+    trace = busy()
+    return trace, trace.save(tmp_path / "run.trace")
+
+
+def test_every_record_and_every_moment_come_back(saved):
+    trace, path = saved
+    read = Trace.load(path)
+    assert trace.first > 0  # the ring had dropped some
+    assert (read.first, read.end, read.num_blocks, read.block_size, read.name) == (trace.first, trace.end, 9, 4, "a model")
+    for number in range(trace.first, trace.end):
+        ours, theirs = trace.record(number), read.record(number)
+        for field in fields(StepRecord):
+            assert getattr(theirs, field.name) == getattr(ours, field.name), field.name
+        assert read.state(number) == trace.state(number)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_storms_come_back_too(tmp_path, seed):
+    trace = storm(seed, 40).core.trace
+    read = Trace.load(trace.save(tmp_path / "storm"))
+    assert [read.state(n) for n in range(trace.first, trace.end)] == [trace.state(n) for n in range(trace.first, trace.end)]
+
+
+def test_sequences_bring_their_tokens_and_texts(saved):
+    trace, path = saved
+    read = Trace.load(path)
+    assert read.sequences.keys() == trace.sequences.keys()
+    for uid, info in trace.sequences.items():
+        other = read.sequences[uid]
+        assert list(other.tokens) == list(info.tokens)
+        assert (other.request_id, other.index, other.prompt_len, other.last_step) == (
+            info.request_id, info.index, info.prompt_len, info.last_step,
+        )  # fmt: skip
+    assert read.token_text(1) == "<1>"
+    assert read.token_text(99) == "#99"  # it was never used
+
+
+def test_saving_leaves_nothing_but_the_file(saved):
+    assert [path.name for path in saved[1].parent.iterdir()] == ["run.trace"]
+
+
+def test_a_trace_can_be_saved_again_after_loading(saved, tmp_path):
+    trace, path = saved
+    again = Trace.load(Trace.load(path).save(tmp_path / "again"))
+    assert [r.events for r in again] == [r.events for r in trace]
+
+
+def test_what_is_no_trace_says_so(tmp_path):
+    text, zipped = tmp_path / "text", tmp_path / "zipped"
+    text.write_text("hello")
+    with gzip.open(zipped, "wt") as file:
+        file.write('{"a": 1}\n')
+    for path in (text, zipped):
+        with pytest.raises(TraceFileError, match=r"is no trace file: use one that trace.save\(path\) wrote"):
+            Trace.load(path)
+    with pytest.raises(FileNotFoundError):
+        Trace.load(tmp_path / "none")
+
+
+def change(path, line, edit):
+    with gzip.open(path, "rt") as file:
+        lines = [json.loads(text) for text in file]
+    edit(lines[line])
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(one) + "\n" for one in lines)
+
+
+def test_another_version_is_refused(saved):
+    change(saved[1], 0, lambda head: head.update(version=2))
+    with pytest.raises(TraceFileError, match="is of version 2, and this nbengine reads version 1"):
+        Trace.load(saved[1])
+
+
+@pytest.mark.parametrize(
+    ("line", "edit"),
+    [
+        (0, lambda head: head.update(num_blocks=1 << 40)),
+        (0, lambda head: head.update(records=3)),
+        (0, lambda head: head.pop("block_size")),
+        (1, lambda state: state.update(blank=[99])),
+        (1, lambda state: state.pop("tables")),
+        (2, lambda line: line["sequences"][0].pop()),
+        (-1, lambda record: record.update(events=[["take", -1, 0]])),
+        (-1, lambda record: record.update(events=[["__init__", 1]])),
+        (-1, lambda record: record.update(events=[["free", 0, 12345]])),
+        (-1, lambda record: record.update(uids=[1, 2, 3], starts=[0])),
+    ],
+)
+def test_a_damaged_file_is_refused(saved, line, edit):
+    change(saved[1], line, edit)
+    with pytest.raises(TraceFileError, match="damaged or cut short"):
+        Trace.load(saved[1])
+
+
+def test_a_file_cut_short_is_refused(saved):
+    content = saved[1].read_bytes()
+    saved[1].write_bytes(content[: len(content) // 2])
+    with pytest.raises(TraceFileError, match="damaged or cut short"):
+        Trace.load(saved[1])
+
+
+def test_loading_and_drawing_need_neither_torch_nor_an_engine(saved):
+    script = (
+        "import sys\nfrom nbengine.trace import Trace\nfrom nbengine.widgets import BlockTableView, Timeline\n"
+        f"trace = Trace.load({str(saved[1])!r})\n"
+        "for view in (BlockTableView(trace), Timeline(trace)): print(len(view.picture()) > 500)\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split() == ["True", "True", "False"], done.stderr

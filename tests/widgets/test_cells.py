@@ -1,0 +1,209 @@
+"""What a block table is sent equals the pool, at every recorded step of random schedules, whichever way the moment was come to."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kv_model import Simulation, storm
+
+from nbengine.blocks import BlockPool
+from nbengine.trace import StepRecord, Trace
+from nbengine.widgets.cells import CACHED, COPIED, EMPTY, HELD, MOST_CELLS, SEVERAL, SHARED, Cells
+
+
+def seen(cells):
+    """Everything that is drawn of each block, from what a view is sent: (state, flags, owner, slots)."""
+    state = cells.encode()
+    size, count = cells.trace.block_size, cells.trace.num_blocks
+    assert state["group"] == 1
+    owners = np.frombuffer(state["data"][: 2 * count], np.uint16)
+    kinds = np.frombuffer(state["data"][2 * count :], np.uint8)
+    partial = dict(zip(state["partial"][::2], state["partial"][1::2], strict=True))
+    drawn = []
+    for block in range(count):
+        kind = int(kinds[block])
+        full = kind & (HELD | CACHED) and not kind & EMPTY
+        drawn.append((kind & ~EMPTY, int(owners[block]), partial.get(block, size if full else 0)))
+    return drawn
+
+
+def truth(pool, running, computed):
+    """The same from the engine's own pool and sequences."""
+    holders = {}
+    for uid, sequence in running.items():
+        for i, block in enumerate(sequence.blocks):
+            holders.setdefault(block, []).append((uid, i))
+    drawn = []
+    for block in range(pool.num_blocks):
+        if block not in holders:
+            cached = block in pool.cached
+            drawn.append((CACHED if cached else 0, {0}, pool.block_size if cached else 0))
+            continue
+        flags = HELD | (SHARED if pool.references[block] > 1 else 0) | (COPIED if block in pool.copied else 0)
+        slots = max(computed[uid] - i * pool.block_size for uid, i in holders[block])
+        full = pool.hashes[block] is not None
+        drawn.append((flags, {uid for uid, _ in holders[block]}, pool.block_size if full else min(max(slots, 0), pool.block_size)))
+    return drawn
+
+
+def same(drawn, expected):
+    return [(kind, slots) for kind, _, slots in drawn] == [(kind, slots) for kind, _, slots in expected] and all(
+        owner in owners for (_, owner, _), (_, owners, _) in zip(drawn, expected, strict=True)
+    )
+
+
+def record_truth(sim):
+    """Note what the pool is at each record that is made from now on."""
+    noted = []
+    trace_add = sim.core.trace.add
+    written = {}
+
+    def noting(record, pool, running):
+        trace_add(record, pool, running)
+        for uid, start, count in zip(record.uids, record.starts, record.counts, strict=True):
+            written[uid] = start + count
+        for uid, sequence in running.items():
+            if uid in record.admitted and uid not in record.uids:
+                written[uid] = sequence.prompt_len
+        noted.append(truth(pool, running, {uid: written.get(uid, 0) for uid in running}))
+
+    sim.core.trace.add = noting
+    return noted
+
+
+@st.composite
+def schedules(draw):
+    rng = random.Random(draw(st.integers(0, 10**9)))
+    size = draw(st.sampled_from([1, 2, 4]))
+    sim = Simulation(
+        num_blocks=draw(st.integers(5, 14)), block_size=size, max_num_seqs=draw(st.integers(1, 5)), budget=draw(st.integers(2, 12)),
+        trace_steps=draw(st.sampled_from([16, 64, 4096])), prefix_caching=draw(st.booleans()),
+    )  # fmt: skip
+    noted = record_truth(sim)
+    for _ in range(draw(st.integers(5, 60))):
+        chance = rng.random()
+        if chance < 0.4 and len(sim.alive) < 6:
+            prompt = [rng.randrange(2) for _ in range(rng.randrange(1, min(18, sim.capacity - 1)))]
+            tokens = min(rng.randrange(1, 9), sim.capacity - len(prompt))
+            sim.add(prompt, tokens, n=rng.choice([1, 1, 3]), seed=rng.randrange(99))
+        elif chance < 0.45 and sim.alive:
+            sim.cancel(rng.choice(sim.alive))
+        elif chance < 0.48:
+            sim.forget()
+        sim.step()
+    return sim, noted, rng
+
+
+@given(schedules())
+@settings(max_examples=150)
+def test_at_every_recorded_step_the_table_equals_the_pool(schedule):
+    sim, noted, rng = schedule
+    trace = sim.core.trace
+    assert trace.end == len(noted)
+    if trace.end == 0:
+        return
+    cells = Cells(trace)
+    for number in range(trace.first, trace.end):  # forwards
+        cells.seek(number)
+        assert cells.pool == trace.state(number)
+        assert same(seen(cells), noted[number])
+    for number in (rng.randrange(trace.first, trace.end) for _ in range(12)):  # to and fro
+        cells.seek(number)
+        assert cells.pool == trace.state(number)
+        assert same(seen(cells), noted[number])
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=20)
+def test_it_follows_a_storm_live(seed):
+    tables = []
+
+    def follow(self):
+        if self not in [sim for sim, _ in tables]:
+            tables.append((self, Cells(self.core.trace)))
+        cells = next(cells for sim, cells in tables if sim is self)
+        checked(self)
+        cells.seek(self.core.trace.end - 1)
+        assert cells.pool.references == self.pool.references
+        assert {b for b, k in enumerate(cells.kinds) if k & CACHED} == set(self.pool.cached)
+
+    checked = Simulation.check
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Simulation, "check", follow)
+        storm(seed, 30)
+
+
+def test_a_table_that_forgets_an_event_is_caught():
+    sim = Simulation(num_blocks=9)
+    noted = record_truth(sim)
+    sim.add([0, 1, 0, 1, 0], 6, n=3)
+    while sim.core.has_work():
+        sim.step()
+    for spoiled in ("share", "copy", "free", "seal"):
+        cells = Cells(sim.core.trace)
+        wrong = False
+        for number in range(sim.core.trace.end):
+            record = sim.core.trace.record(number)
+            kept = record.events
+            try:
+                record.events = [event for event in kept if event[0] != spoiled]
+                cells.seek(number)
+                wrong |= not same(seen(cells), noted[number])
+            except (AssertionError, KeyError, ValueError):
+                wrong = True
+            finally:
+                record.events = kept
+            if wrong:
+                break
+        assert wrong, spoiled
+
+
+def full_pool(blocks, sequences=256, block_size=16):
+    """A trace of one record in which sequences of this many share out the pool."""
+    pool = BlockPool(blocks, block_size)
+    trace = Trace(pool, 64)
+    each = blocks * 3 // 4 // sequences
+    for uid in range(sequences):
+        for _ in range(each):
+            pool.take(uid + 70_000)
+    uids = [uid + 70_000 for uid in range(sequences)]
+    trace.add(StepRecord(0, 0.0, uids=uids, counts=[each * block_size - 3] * sequences, events=pool.take_events()), pool, {})
+    for record in trace:
+        record.starts.extend([0] * sequences)
+    return trace, each
+
+
+def test_a_pool_of_many_blocks_is_summarised_by_its_shares():
+    trace, each = full_pool(40_000, sequences=100)
+    cells = Cells(trace)
+    cells.seek(0)
+    state = cells.encode()
+    group = state["group"]
+    count = -(-40_000 // group)
+    assert count <= 5000
+    owners = np.frombuffer(state["data"][: 2 * count], np.uint16)
+    shares = np.frombuffer(state["data"][2 * count :], np.uint8).reshape(5, count)
+    held = np.zeros(count * group, bool)
+    held[: each * 100] = True
+    expected = held.reshape(count, group).sum(1)
+    assert ((shares[0] == 255) == (expected == group)).all()
+    assert ((shares[0] == 0) == (expected == 0)).all()
+    for cell in range(0, count, 7):
+        mine = {(70_000 + block // each) & 0xFFFF for block in range(cell * group, (cell + 1) * group) if held[block]}
+        assert int(owners[cell]) == (SEVERAL if len(mine) > 1 else next(iter(mine), 0))
+    assert shares[4][: each * 100 // group].max() <= 255
+    totals = cells.totals()
+    assert totals["held"] == each * 100
+    assert totals["slots"] == 100 * (each * 16 - 3)
+
+
+def test_ten_thousand_blocks_have_a_cell_each():
+    trace, _ = full_pool(MOST_CELLS)
+    cells = Cells(trace)
+    cells.seek(0)
+    assert cells.encode()["group"] == 1
+    assert len(cells.encode()["data"]) == 30_000

@@ -1,0 +1,187 @@
+"""The moment that views share: live or past, paused, stepped, slowed, and what a view costs when nobody looks."""
+
+from __future__ import annotations
+
+import gc
+import time
+import weakref
+
+import pytest
+
+from nbengine import Engine, SamplingParams
+from nbengine.widgets.playhead import Playhead
+from nbengine.widgets.view import View
+
+LONG = SamplingParams(max_tokens=600, ignore_eos=True, temperature=0)
+
+
+class Counting(View):
+    """Shows how many steps there were."""
+
+    title = "Steps"
+    _esm = "export default { render() {} }"
+    fails = False
+
+    def state(self):
+        if self.fails:
+            raise ZeroDivisionError("on purpose")
+        return {"steps": self.playhead.trace.end}
+
+    def picture(self):
+        return f'<svg xmlns="http://www.w3.org/2000/svg"><text>{self.playhead.number}</text></svg>'
+
+    def summary(self):
+        return f"{self.playhead.number} steps"
+
+
+class Nobody:
+    looked_at = False
+
+
+def seen(view, seen=True, place="a"):
+    view._hear(view, {"place": place, "seen": seen}, [])
+
+
+def press(view, name, value=None):
+    view._hear(view, {"place": "a", "press": name, "value": value}, [])
+
+
+def test_an_engine_its_llm_and_its_trace_have_one_playhead(engine):
+    assert Playhead.of(engine) is Playhead.of(engine.trace)
+    assert Playhead.of(type("LLM", (), {"engine": engine})()) is Playhead.of(engine)
+    with pytest.raises(TypeError, match="an Engine or a Trace, not int"):
+        Playhead.of(7)
+
+
+def test_a_view_moves_while_the_engine_runs_and_at_most_ten_times_a_second(engine, until):
+    view = Counting(engine)
+    seen(view)
+    request = engine.submit("Once upon a time", LONG)
+    until(lambda: view.frame.get("steps", 0) > 20)
+    updates, began = view.updates, time.monotonic()
+    time.sleep(0.7)
+    assert 0 < view.updates - updates <= (time.monotonic() - began) * 10 + 2
+    request.cancel()
+    until(lambda: engine.status == "idle")
+    until(lambda: view.frame["steps"] == engine.trace.end)
+
+
+def test_nothing_is_sent_when_nobody_looks_or_nothing_changes(engine, until):
+    view = Counting(engine)
+    assert view.frame == {}
+    seen(view)
+    until(lambda: view.updates == 1)
+    time.sleep(0.4)
+    assert view.updates == 1
+    seen(view, False)
+    engine.generate("Once", SamplingParams(max_tokens=5))
+    time.sleep(0.3)
+    assert view.updates == 1
+    assert view.playhead._ticker.stopped
+    seen(view)
+    until(lambda: view.frame["steps"] == engine.trace.end)
+
+
+def test_a_closed_view_gets_nothing_more(engine):
+    view = Counting(engine)
+    seen(view)
+    view.close()
+    updates = view.updates
+    engine.generate("Once", SamplingParams(max_tokens=5))
+    time.sleep(0.3)
+    assert view.updates == updates
+    assert view not in view.playhead._views
+
+
+def test_pause_step_and_resume_move_the_engine(engine, until):
+    view = Counting(engine)
+    seen(view)
+    request = engine.submit("Once upon a time", LONG)
+    press(view, "pause")
+    until(lambda: engine.status == "paused")
+    until(lambda: view.frame["moment"]["status"] == "paused")
+    steps = engine.stats()["steps"]
+    press(view, "step")
+    until(lambda: engine.stats()["steps"] == steps + 1)
+    time.sleep(0.1)
+    assert engine.stats()["steps"] == steps + 1
+    press(view, "resume")
+    until(lambda: engine.stats()["steps"] > steps + 5)
+    request.cancel()
+
+
+def test_a_slowed_engine_runs_at_the_chosen_speed_and_is_let_go_by_its_last_view(engine, until):
+    view = Counting(engine)
+    seen(view)
+    request = engine.submit("Once upon a time", LONG)
+    press(view, "speed", 10)
+    until(lambda: view.playhead.status == "running slowly")
+    steps = engine.stats()["steps"]
+    time.sleep(1)
+    assert 4 <= engine.stats()["steps"] - steps <= 14
+    view.close()
+    until(lambda: engine.stats()["steps"] > steps + 60)
+    request.cancel()
+
+
+def test_all_views_show_the_same_past_moment_and_return_to_live(engine, until):
+    one, two = Counting(engine), Counting(engine)
+    seen(one)
+    seen(two)
+    engine.generate("Once upon a time", SamplingParams(max_tokens=12, ignore_eos=True))
+    target = engine.trace.end - 6
+    press(one, "seek", target)
+    until(lambda: one.frame["moment"]["at"] == two.frame["moment"]["at"] == target)
+    assert one.frame["moment"]["step"] == engine.trace.record(target).step
+    press(two, "back")
+    until(lambda: one.frame["moment"]["at"] == target - 1)
+    press(one, "live")
+    until(lambda: two.frame["moment"]["live"] and two.frame["moment"]["at"] == engine.trace.end - 1)
+
+
+def test_an_exception_appears_under_the_view_and_goes_with_the_next_press(engine, until):
+    view = Counting(engine)
+    seen(view)
+    press(view, "explode")
+    assert view.frame["trouble"].startswith("ValueError: no control is called 'explode'")
+    press(view, "live")
+    until(lambda: view.frame["trouble"] == "")
+    view.fails = True
+    engine.generate("Once", SamplingParams(max_tokens=3))
+    until(lambda: view.frame["trouble"] == "ZeroDivisionError: on purpose")
+
+
+def test_a_view_keeps_no_engine_alive_and_says_that_it_is_closed():
+    engine = Engine("tales", num_gpu_blocks_override=64, max_model_len=256)
+    view, gone = Counting(engine), weakref.ref(engine)
+    seen(view)
+    engine.generate("Once", SamplingParams(max_tokens=3))
+    del engine
+    gc.collect()
+    assert gone() is None
+    assert view.playhead.status == "closed"
+    press(view, "back")
+    assert view.frame["moment"]["live"] is False
+    press(view, "live")
+    press(view, "step")
+    view.close()
+
+
+def test_closing_the_engine_brings_a_last_update(fresh_engine):
+    view = Counting(fresh_engine)
+    seen(view)
+    fresh_engine.generate("Once", SamplingParams(max_tokens=3))
+    fresh_engine.close()
+    assert view.frame["moment"]["status"] == "closed"
+    assert view.frame["steps"] == fresh_engine.trace.end
+    view.close()
+
+
+def test_a_recorded_trace_plays_by_itself_to_its_end_and_leaves_no_thread(engine, until):
+    engine.generate("Once", SamplingParams(max_tokens=30, ignore_eos=True))
+    playhead = Playhead(engine.trace, None)
+    playhead.seek(engine.trace.end - 10)
+    playhead.set_speed(50)
+    playhead.resume()
+    until(lambda: playhead.number == engine.trace.end - 1)
+    playhead.remove(Nobody())

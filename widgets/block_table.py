@@ -1,0 +1,125 @@
+"""The block table: every physical KV block as a cell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nbengine.checks import as_int, checks_keywords
+from nbengine.widgets.block_facts import block_facts, sequence_name
+from nbengine.widgets.block_picture import draw_blocks
+from nbengine.widgets.cells import Cells
+from nbengine.widgets.view import View, module, style
+
+if TYPE_CHECKING:
+    from nbengine.engine import Engine
+    from nbengine.trace import Trace
+
+NAMED = 400  # sequences; of more only their numbers are sent, so that the whole stays under 50 kB
+TABLE = 512  # entries of a chosen sequence's table; of a longer one the beginning and the end
+
+
+class BlockTableView(View):
+    """Every physical KV block as a cell, coloured by the sequence that owns it, filled as far as its slots are used.
+
+    Hover or focus a cell for what is in it; choose a sequence to see its page table. `view.choose("r3")` does it from Python.
+
+    >>> BlockTableView(engine)                     # doctest: +SKIP
+    >>> BlockTableView(Trace.load("run.trace"))    # doctest: +SKIP
+    """
+
+    title = "KV blocks"
+    _esm = module("block_table.js")
+    _css = style("block_table.css")
+
+    @checks_keywords()
+    def __init__(self, source: Engine | Trace) -> None:
+        self._chosen: int | None = None
+        self._asked: int | None = None  # the block, or group of blocks, that somebody points at
+        super().__init__(source)
+
+    def choose(self, sequence: str | int | None) -> None:
+        """Light up the table of a sequence, by its uid or by the name that the view shows; None: of nobody."""
+        uid = as_int(sequence)
+        if sequence is not None and uid is None:
+            uid = next((uid for uid in self.playhead.trace.sequences if sequence_name(self.playhead.trace, uid) == sequence), None)
+            if uid is None:
+                raise ValueError(f"no sequence is called {sequence!r} in this trace")
+        self._chosen = uid
+        self.playhead.look()
+
+    # ── a View's ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def stamp(self) -> tuple[Any, ...]:
+        return (*super().stamp(), self._chosen, self._asked)
+
+    def state(self) -> dict[str, Any]:
+        cells = self._cells_now()
+        trace = cells.trace
+        uids = sorted(cells.pool.tables)
+        return {
+            "size": trace.block_size,
+            **cells.encode(),
+            "uids": uids,
+            "names": [sequence_name(trace, uid) for uid in uids] if len(uids) <= NAMED else [],
+            "table": self._table(cells),
+            "facts": self._facts(cells),
+        }
+
+    def picture(self) -> str:
+        return draw_blocks(self._cells_now(), self._chosen)
+
+    def summary(self) -> str:
+        with self.playhead.lock:
+            totals = self._cells_now().totals()
+        size = self.playhead.trace.block_size
+        return (
+            f"{totals['held']} of {totals['blocks']} blocks of {size} tokens held ({totals['shared']} shared, {totals['copied']} copied on "
+            f"write), {totals['cached']} cached and free, {totals['slots']} of {totals['held'] * size} slots of held blocks used"
+        )
+
+    def act(self, name: str, value: Any) -> None:
+        if name == "choose":
+            self.choose(value)
+        elif name == "inspect":
+            self._asked = as_int(value)
+            self.playhead.look()
+        else:
+            super().act(name, value)
+
+    # ── at the playhead's moment ────────────────────────────────────────────────────────────────────────────────────
+
+    def _cells_now(self) -> Cells:
+        cells = self.playhead.model(Cells)
+        cells.seek(self.playhead.number)
+        return cells
+
+    def _table(self, cells: Cells) -> dict[str, Any] | None:
+        """The chosen sequence's table, logical to physical; past its end, or while it waits, an empty one."""
+        if self._chosen is None:
+            return None
+        blocks = cells.pool.tables.get(self._chosen, [])
+        left_out = max(0, len(blocks) - TABLE)
+        return {
+            "uid": self._chosen,
+            "name": sequence_name(cells.trace, self._chosen),
+            "length": cells.computed.get(self._chosen, 0) if blocks else 0,
+            "blocks": blocks if not left_out else blocks[: TABLE // 2] + blocks[-TABLE // 2 :],
+            "left_out": left_out,
+        }
+
+    def _facts(self, cells: Cells) -> dict[str, Any] | None:
+        """What is known of the cell that somebody points at."""
+        group = cells.group
+        if self._asked is None or not 0 <= self._asked * group < cells.trace.num_blocks:
+            return None
+        if group == 1:
+            return block_facts(cells, self._asked)
+        blocks = range(self._asked * group, min((self._asked + 1) * group, cells.trace.num_blocks))
+        owners = dict.fromkeys(uid for block in blocks for uid in cells.holders.get(block, []))
+        return {
+            "cell": self._asked,
+            "blocks": [blocks[0], blocks[-1]],
+            "held": sum(1 for b in blocks if cells.pool.references[b]),
+            "cached": sum(1 for b in blocks if b in cells.pool.cached),
+            "owners": [[uid, sequence_name(cells.trace, uid), 0] for uid in owners],
+        }

@@ -1,0 +1,227 @@
+"""What every live view has in common: when it sends, what it hears, and the static picture that stays."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+from IPython.core.getipython import get_ipython
+from IPython.display import display
+
+from nbengine.widgets.playhead import Playhead
+
+log = logging.getLogger("nbengine")
+HERE = Path(__file__).parent
+IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+\.js)";\n', re.MULTILINE)
+PATIENCE = 20.0  # seconds that a front end which was sent something may take to say that it has drawn it
+
+
+@cache
+def module(name: str) -> str:
+    """A view's script with those it imports in front of it, each once: a front end loads one text and has no place to import from."""
+    parts: dict[str, str] = {}
+    _collect(name, parts)
+    own = parts.pop(name)
+    return "".join(re.sub(r"^export (?=const|function|class)", "", other, flags=re.MULTILINE) for other in parts.values()) + own
+
+
+def _collect(name: str, parts: dict[str, str]) -> None:
+    """A script without its imports, after the scripts that it imports."""
+    text = (HERE / name).read_text("utf-8")
+    for other in IMPORT.findall(text):
+        if other not in parts:
+            _collect(other, parts)
+    parts[name] = IMPORT.sub("", text)
+
+
+@cache
+def style(name: str) -> str:
+    """A view's style sheet, after that of the frame."""
+    return (HERE / "frame.css").read_text("utf-8") + (HERE / name).read_text("utf-8")
+
+
+class View(anywidget.AnyWidget):
+    """A live view of an engine or a trace. Subclasses say what it shows: `state`, `picture`, `summary`, and `act` on what is pressed.
+
+    It is sent whole, in one message, when it has changed and somebody sees it. It keeps no engine alive and holds no tensors.
+    """
+
+    title = ""
+    packed = traitlets.Dict().tag(sync=True)  # the frame: its JSON as one text, which is sent much faster than what is in it, and its bytes
+    still = traitlets.Unicode().tag(sync=True)  # the class of its static picture, which is hidden where this one shows
+
+    def __init__(self, source: Any) -> None:
+        playhead = Playhead.of(source)
+        super().__init__(still=f"nbengine-still-{secrets.token_hex(8)}")
+        self.playhead = playhead
+        self.frame: dict[str, Any] = {}  # all that is drawn, as it was last sent
+        self.updates = 0  # how often it was sent
+        self._trouble = ""
+        self._stamp: tuple[Any, ...] | None = None  # of what was last refreshed
+        self._eyes: dict[str, bool] = {}  # by each place where it is drawn: whether that can be seen
+        self._unseen_since: float | None = None  # when the first update was sent that no place has drawn yet
+        self._cells = _RunningCell()
+        self._picture: Any = None  # the display of the static picture
+        self._pictured = ""
+        self.on_msg(self._hear)
+        self.playhead.add(self)
+
+    # ── for subclasses ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def stamp(self) -> tuple[Any, ...]:
+        """Equal to the last one exactly if there is nothing new to show; cheap."""
+        playhead = self.playhead
+        return playhead.trace.end, playhead.trace.first, playhead.number, playhead.live, playhead.status, playhead.speed, playhead.playing
+
+    def state(self) -> dict[str, Any]:
+        """All that it draws at the playhead's moment: JSON values, and bytes."""
+        raise NotImplementedError
+
+    def picture(self) -> str:
+        """The same as an SVG that needs no script."""
+        raise NotImplementedError
+
+    def summary(self) -> str:
+        """The same in a line of text."""
+        raise NotImplementedError
+
+    def act(self, name: str, value: Any) -> None:
+        """Do what somebody pressed."""
+        self.playhead.act(name, value)
+
+    # ── showing ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def looked_at(self) -> bool:
+        """Whether anybody sees it: it is drawn somewhere in sight, and what was sent was drawn (or a cell keeps the kernel from hearing so)."""
+        if not any(self._eyes.values()):
+            return False
+        waited = 0.0 if self._unseen_since is None else time.monotonic() - max(self._unseen_since, self._cells.ended)
+        return waited < PATIENCE or self._cells.running
+
+    def refresh(self) -> None:
+        stamp = (*self.stamp(), self._trouble)
+        if stamp == self._stamp:
+            return
+        frame = {"moment": self.playhead.describe(), "trouble": self._trouble, **self.state()}
+        self._stamp = stamp
+        if frame == self.frame:
+            return
+        self._show(frame)
+
+    def settled(self) -> None:
+        if self._picture is not None:
+            bundle = self._still()
+            if bundle["image/svg+xml"] != self._pictured:
+                self._pictured = bundle["image/svg+xml"]
+                self._picture.update(bundle, raw=True)
+
+    def complain(self, error: BaseException) -> None:
+        """Show an error under the view."""
+        log.error("a view met an error", exc_info=error)
+        self._trouble = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        if self._trouble != self.frame.get("trouble"):
+            self._show({**self.frame, "moment": self.playhead.describe(), "trouble": self._trouble})
+        self._stamp = None  # what is shown is no refresh's, and the next one may have to take it away again
+
+    def _show(self, frame: dict[str, Any]) -> None:
+        self.frame = frame
+        self.updates += 1
+        if self._unseen_since is None:
+            self._unseen_since = time.monotonic()
+        values = {name: value for name, value in frame.items() if name != "data"}
+        self.packed = {"json": json.dumps(values, separators=(",", ":")), "data": frame.get("data", b"")}
+
+    def snapshot(self) -> Any:
+        """What it shows now, as a picture (IPython's SVG) that needs neither a kernel nor a script."""
+        from IPython.display import SVG
+
+        with self.playhead.lock:
+            return SVG(data=self.picture())
+
+    def close(self) -> None:
+        """Send no more, and leave the static picture."""
+        if self.comm is not None:
+            self.playhead.remove(self)
+            self.settled()
+            self._eyes.clear()
+            self._cells.forget()
+            layout = self.layout
+            super().close()
+            layout.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.summary()}>"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **kwargs: Any) -> Any:  # noqa: ARG002 - IPython's protocol
+        made = super()._repr_mimebundle_(**kwargs)
+        bundle: dict[str, Any] = dict(made[0] if isinstance(made, tuple) else made or {})
+        return {**bundle, **self._still()}
+
+    def _ipython_display_(self) -> None:
+        """The live view and, hidden where that shows, a picture of it that can be brought up to date without drawing it anew."""
+        if getattr(get_ipython(), "kernel", None) is None:
+            print(repr(self))  # noqa: T201 - a terminal has nothing else to show it on
+            return
+        bundle = self._repr_mimebundle_()
+        self._pictured = bundle.pop("image/svg+xml")
+        display(bundle, raw=True)
+        self._picture = display({"text/plain": "", "image/svg+xml": self._pictured}, raw=True, display_id=True)
+
+    def _still(self) -> dict[str, str]:
+        with self.playhead.lock:
+            return {"text/plain": repr(self), "image/svg+xml": self.picture().replace("<svg ", f'<svg class="{self.still}" ', 1)}
+
+    # ── hearing ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _hear(self, _: Any, message: dict[str, Any], __: Any) -> None:
+        """From a place where it is drawn: that it can be seen, that it has drawn what was sent, or what was pressed."""
+        place = str(message.get("place"))
+        self._unseen_since = None
+        if "seen" in message:
+            self._eyes[place] = bool(message["seen"])
+        if message.get("gone"):
+            self._eyes.pop(place, None)
+        if "press" in message:
+            self._trouble = ""
+            try:
+                self.act(str(message["press"]), message.get("value"))
+            except Exception as error:  # noqa: BLE001 - shown under the view: a callback has no cell to raise in
+                self.complain(error)
+        if "number" in message:
+            self.send({"heard": message["number"], "place": place})
+        if self.looked_at:
+            self.playhead.look()
+
+
+class _RunningCell:
+    """Whether a cell runs, which may keep the kernel from hearing what a view's places say."""
+
+    def __init__(self) -> None:
+        self.running = False
+        self.ended = time.monotonic()
+        self._shell = get_ipython()
+        if self._shell is not None:
+            self.running = True  # it is made in one
+            self._shell.events.register("pre_run_cell", self._begin)
+            self._shell.events.register("post_run_cell", self._end)
+
+    def forget(self) -> None:
+        if self._shell is not None:
+            self._shell.events.unregister("pre_run_cell", self._begin)
+            self._shell.events.unregister("post_run_cell", self._end)
+            self._shell = None
+
+    def _begin(self, _: Any = None) -> None:
+        self.running = True
+
+    def _end(self, _: Any = None) -> None:
+        self.running, self.ended = False, time.monotonic()
