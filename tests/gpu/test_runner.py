@@ -179,10 +179,10 @@ def test_a_step_without_memory_is_done_in_smaller_ones(monkeypatch, caplog):
         expected = tokens(engine.generate(prompts, params))
         original, found = DeviceRunner._compute, []
 
-        def compute(self, batch, flight):
+        def compute(self, batch, flight, updates):
             if batch.num_tokens > 64:
                 found.append(torch.empty(1 << 50, dtype=torch.uint8, device="cuda"))  # more than there is
-            return original(self, batch, flight)
+            return original(self, batch, flight, updates)
 
         monkeypatch.setattr(DeviceRunner, "_compute", compute)
         assert tokens(engine.generate(prompts, params)) == expected
@@ -225,9 +225,9 @@ from nbengine.errors import EngineDeadError
 engine = Engine("tales", max_model_len=256, kv_cache_memory_bytes=1 << 26)
 engine.generate("Once")
 original = DeviceRunner._compute
-def compute(self, batch, flight):
+def compute(self, batch, flight, updates):
     torch.zeros(4, device="cuda")[torch.tensor([9], device="cuda")] += 1  # out of bounds: an assertion on the device
-    return original(self, batch, flight)
+    return original(self, batch, flight, updates)
 DeviceRunner._compute = compute
 try:
     engine.generate("Twice")
