@@ -48,7 +48,7 @@ def load_trace(path: str | Path) -> Trace:
             return _read(head, (json.loads(line) for line in lines))
     except (gzip.BadGzipFile, UnicodeDecodeError) as error:
         raise TraceFileError(f"{path} is no trace file: use one that trace.save(path) wrote") from error
-    except (EOFError, KeyError, TypeError, ValueError, IndexError, AttributeError, AssertionError, OverflowError) as error:
+    except (EOFError, StopIteration, KeyError, TypeError, ValueError, IndexError, AttributeError, AssertionError, OverflowError) as error:
         if isinstance(error, TraceFileError):
             raise
         raise TraceFileError(f"{path} is damaged or cut short ({type(error).__name__}: {error}): save the trace again") from error
@@ -136,11 +136,11 @@ def _read(head: dict[str, Any], lines: Iterator[Any]) -> Trace:
         raise ValueError(f"{count} blocks of {size}")
     trace = Trace(BlockPool(count, size), max(1, head["capacity"], head["records"]))
     trace.name = str(head["name"])
-    start = _read_state(next(lines, {}), count)
-    for uid, request_id, index, prompt_len, arrival, last, tokens in next(lines, {})["sequences"]:
+    start = _read_state(next(lines), count)
+    for uid, request_id, index, prompt_len, arrival, last, tokens in next(lines)["sequences"]:
         known = (str(request_id), int(index), int(prompt_len), float(arrival), sys.maxsize if last is None else int(last))
         trace.sequences[int(uid)] = SequenceInfo(*known, tokens=array("q", tokens))
-    texts = next(lines, {})["texts"]
+    texts = next(lines)["texts"]
     if texts is not None:
         names = {int(token): str(text) for token, text in texts.items()}
         trace.token_text = lambda token: names.get(token, f"#{token}")
@@ -172,14 +172,15 @@ def _read_record(line: dict[str, Any], before: StepRecord, count: int) -> StepRe
     uids = line.get("uids", before.uids)
     counts = line.get("counts") or [1] * len(uids)
     starts = line.get("starts")
+    rest: dict[str, Any] = {name: list(map(int, line.get(name, []))) for name in LISTS if name != "finished"}
+    rest |= {name: line.get(name, 0) for name in SCALARS}
     record = StepRecord(
         uids=uids,
         counts=counts,
         starts=array("i", map(add, before.starts, before.counts) if starts is None else starts),
         events=[_read_event(event, count) for event in line.get("events", [])],
         finished=[(int(uid), str(reason)) for uid, reason in line.get("finished", [])],
-        **{name: list(map(int, line.get(name, []))) for name in LISTS if name != "finished"},
-        **{name: line.get(name, 0) for name in SCALARS},
+        **rest,
     )
     if not len(record.uids) == len(record.counts) == len(record.starts):
         raise ValueError(f"the record of step {record.step} is of three lengths")
