@@ -111,6 +111,7 @@ $(READY): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing nbengine and its tools into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet -c constraints.txt pip setuptools
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e '.[triton]' --group dev | $(BIG_DOWNLOADS)
+	@install -D -m 644 -t $(VENV)/etc/jupyter/jupyter_server_config.d nbengine/server_extension/nbengine.json # as the wheel does
 	@touch $@
 
 $(NODE)/.ready: package.json

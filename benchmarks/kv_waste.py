@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workloads import Job, workload
 
 from nbengine.batch import Batch, Sampled
+from nbengine.bench.workloads import Job, workload
 from nbengine.blocks import BlockPool
 from nbengine.core import EngineCore, NewRequest
 from nbengine.policy import Policy, ReserveMaximum

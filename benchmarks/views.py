@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-VIEWS = ("widgets.BlockTableView(engine)", "widgets.Timeline(engine)")
+VIEWS = ("widgets.BlockTableView(engine)", "widgets.Timeline(engine)", "widgets.Dashboard(engine)")
 SETUP = """
 import sys, time
 sys.path.insert(0, {here!r})
 from nbengine import Engine, SamplingParams, widgets
-from workloads import workload
+from nbengine.bench.workloads import workload
 
 engine = Engine({model!r}, **{config!r})
 room = engine.info.max_model_len // 2
@@ -72,7 +72,7 @@ class FrontEnd:
         message = self.client.execute(code, user_expressions={"value": f"repr({expression})"}, allow_stdin=False)
         while True:
             heard = self.client.get_iopub_msg(timeout=3600)
-            if heard["msg_type"] == "comm_open" and "frame" in heard["content"]["data"].get("state", {}):
+            if heard["msg_type"] == "comm_open" and "packed" in heard["content"]["data"].get("state", {}):
                 self.views.append(heard["content"]["comm_id"])
             if heard["parent_header"].get("msg_id") != message:
                 continue

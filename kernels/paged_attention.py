@@ -258,6 +258,21 @@ def paged_attention(
     q: torch.Tensor, cache: LayerCache, inputs: StepInputs, scale: float, window: int | None = None, softcap: float | None = None
 ) -> torch.Tensor:
     """As paged_attention_reference. Of the lengths on the host it asks only whether any row has one query: a graph captured of a step with one stays right."""
+    return _attend_in_pages(q, cache, inputs, scale, window, softcap, chunked=True)
+
+
+def paged_attention_invariant(
+    q: torch.Tensor, cache: LayerCache, inputs: StepInputs, scale: float, window: int | None = None, softcap: float | None = None
+) -> torch.Tensor:
+    """As paged_attention_reference, a query's result the same to the bit whatever else the step holds: no row's keys are cut into
+    chunks, and a query is computed in one way whether it comes alone, as in decoding, or with others of its prompt.
+    """
+    return _attend_in_pages(q, cache, inputs, scale, window, softcap, chunked=False)
+
+
+def _attend_in_pages(
+    q: torch.Tensor, cache: LayerCache, inputs: StepInputs, scale: float, window: int | None, softcap: float | None, *, chunked: bool
+) -> torch.Tensor:
     tokens, heads, head_dim = q.shape
     block_size, kv_heads = cache.keys.shape[1:3]
     assert q.stride(2) == 1
@@ -269,10 +284,12 @@ def paged_attention(
     group = heads // kv_heads
     tiles = _cut(head_dim, q.element_size(), shared_memory(q.device))
     block_queries = max(tiles.block_queries // group, 1)
-    key = ("paged_attention_plan", window, heads, kv_heads, head_dim)
+    key = ("paged_attention_plan", window, heads, kv_heads, head_dim, chunked)
     plan: _Plan | None = inputs.scratch.get(key)
     if plan is None:
-        plan = inputs.scratch[key] = _make_plan(inputs, window, heads, kv_heads, head_dim, tiles.chunk_keys, block_queries, q.device)
+        plan = inputs.scratch[key] = _make_plan(
+            inputs, window, heads, kv_heads, head_dim, tiles.chunk_keys, block_queries, q.device, chunked=chunked
+        )
     out = torch.empty((tokens, heads * head_dim), dtype=q.dtype, device=q.device)
     tables = inputs.block_tables, inputs.block_tables.stride(0), q.stride(0)
     scales = (scale * _LOG2_E, 0.0) if softcap is None else (scale / softcap, softcap * _LOG2_E)
@@ -309,12 +326,21 @@ def _cut(head_dim: int, element_size: int, memory: int) -> _Tiles:
 
 
 def _make_plan(
-    inputs: StepInputs, window: int | None, heads: int, kv_heads: int, head_dim: int, tile: int, block_queries: int, device: torch.device
+    inputs: StepInputs,
+    window: int | None,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    tile: int,
+    block_queries: int,
+    device: torch.device,
+    *,
+    chunked: bool,
 ) -> _Plan:
     rows, tokens = len(inputs.context_lens), len(inputs.tokens)
     places = max(_PROGRAMS * multiprocessors(device) // kv_heads, 1)
-    chunks = max(rows, places // 2) + places if tokens == rows or 1 in inputs.query_lens_host else 0
-    blocks = 0 if tokens == rows else tokens // block_queries + rows
+    chunks = max(rows, places // 2) + places if chunked and (tokens == rows or 1 in inputs.query_lens_host) else 0
+    blocks = 0 if chunked and tokens == rows else tokens // block_queries + rows
     plan = _Plan(
         work=torch.empty(2 + 8 * chunks + 2 * blocks, dtype=torch.int32, device=device),
         chunks=chunks,
@@ -325,7 +351,7 @@ def _make_plan(
     )
     plan_attention_kernel[(1,)](
         inputs.query_starts, inputs.context_lens, plan.work, plan.arrived, rows, rows * kv_heads, chunks, places, window or 0, block_queries,
-        decodes=chunks > 0, prefills=blocks > 0, least=_LEAST_CHUNK, overhead=_OVERHEAD, tile=tile,
+        decodes=chunks > 0, prefills=blocks > 0, fewest=2 if chunked else 1, least=_LEAST_CHUNK, overhead=_OVERHEAD, tile=tile,
         block=(block := next_power_of_2(rows)), num_warps=min(max(block // 64, 4), 16),
     )  # fmt: skip
     return plan
@@ -345,6 +371,7 @@ def plan_attention_kernel(
     queries: int,
     decodes: tl.constexpr,
     prefills: tl.constexpr,
+    fewest: tl.constexpr,
     least: tl.constexpr,
     overhead: tl.constexpr,
     tile: tl.constexpr,
@@ -389,7 +416,7 @@ def plan_attention_kernel(
         for i in range(0, counters, block):
             tl.store(p_arrived + i + o, o * 0, mask=i + o < counters)
     if prefills:
-        pieces = tl.where(count > 1, tl.cdiv(count, queries), 0)
+        pieces = tl.where(count >= fewest, tl.cdiv(count, queries), 0)  # of rows that are not cut into chunks
         total = tl.sum(pieces)
         index = total - tl.cumsum(pieces)  # a row's last block sees the most keys: it comes first
         tl.store(p_work + 1, total)

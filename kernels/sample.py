@@ -28,7 +28,7 @@ def sample_reference(
 ) -> torch.Tensor:
     """Draw a token for each row of logits; -1 for a row with a NaN or +inf in it, or with nothing above -inf.
 
-    logits [rows, vocab] float32, not changed; temperature, top_p, min_p [rows] floating; top_k, seeds, positions [rows] integer.
+    logits [rows, vocab] floating, read as float32 and not changed; temperature, top_p, min_p [rows] floating; top_k, seeds, positions [rows] integer.
     A row is scaled by its temperature, keeps the tokens at least min_p times as likely as its best, of all tokens the top_k best
     (all that tie with the last of them), then the fewest of the best that hold top_p of the mass left (of those that tie at the
     edge, higher ids first), and draws from these. Off: top_k 0, top_p 1, min_p 0; a temperature below 1e-5 takes the best.
@@ -36,7 +36,7 @@ def sample_reference(
     The draw is argmax(logits / temperature + noise) over the tokens kept, so a row's token depends on its own arguments alone:
     no matter which rows stand beside it, and which way through this file they made it take. See `gumbel_noise`.
     """
-    greedy = temperature < GREEDY_BELOW
+    logits, greedy = logits.float(), temperature < GREEDY_BELOW
     if logits.device.type == "cpu" and bool(greedy.all()):
         drawn, ids = logits.max(-1)  # the common case of a single request, with little around it
         return ids.masked_fill_(~drawn.isfinite(), -1)
@@ -213,7 +213,6 @@ def sample(
     small are never read again.
     """
     rows, vocab = logits.shape
-    assert logits.dtype is torch.float32
     assert logits.stride(1) == 1
     drawn = torch.empty(rows, dtype=torch.int64, device=logits.device)
     if rows:
@@ -253,7 +252,7 @@ def draw_kernel(
     i_row, i_part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     o_group = i_part * tile + tl.arange(0, tile)
     o = o_group[:, None] * group + tl.arange(0, group)[None, :]
-    x = tl.load(p_logits + i_row * stride + o, mask=o < vocab, other=float("-inf"))
+    x = tl.load(p_logits + i_row * stride + o, mask=o < vocab, other=float("-inf")).to(tl.float32)
     broken = tl.max((~(x < float("inf"))).to(tl.int32)) > 0  # NaN too
     temperature = tl.load(p_temperature + i_row).to(tl.float32)
     noisy = temperature >= greedy_below
@@ -343,7 +342,7 @@ def sample_kernel(
     if (min_p <= 0) & (counted == 0):  # the first draw was from the right tokens
         weights = tl.load(p_notes + size + i_row * parts + o, mask=o < parts, other=0.0)
         limit = top_p * tl.sum(weights.to(tl.float64) * tl.exp(largest - top).to(tl.float64))
-        value = tl.div_rn(tl.load(p_row + token), temperature)
+        value = tl.div_rn(tl.load(p_row + token).to(tl.float32), temperature)
     elif top_p < 1:
         limit = top_p * _mass_in_front(p_row, p_listed, count, value, token, floor, least, top, temperature, vocab, group, tile)
     searching = True
@@ -354,7 +353,7 @@ def sample_kernel(
             outside = _mass_in_front(p_row, p_listed, count, value, token, floor, least, top, temperature, vocab, group, tile) >= limit
         if outside:
             token = _drawn_in_front(p_row, p_listed, count, value, token, floor, least, top, temperature, key, mix, vocab, group, tile)
-            value = tl.div_rn(tl.load(p_row + token), temperature)
+            value = tl.div_rn(tl.load(p_row + token).to(tl.float32), temperature)
         searching = outside & (top_p < 1)
     tl.store(p_drawn + i_row, token.to(tl.int64))
 
@@ -459,7 +458,7 @@ def _scaled(
     """Logits over temperature, and ids, of some listed groups."""
     o = start + tl.arange(0, tile)
     o_id = tl.load(p_listed + o, mask=o < count, other=0)[:, None] * group + tl.arange(0, group)[None, :]
-    x = tl.load(p_row + o_id, mask=(o < count)[:, None] & (o_id < vocab), other=float("-inf"))
+    x = tl.load(p_row + o_id, mask=(o < count)[:, None] & (o_id < vocab), other=float("-inf")).to(tl.float32)
     return tl.div_rn(x, tl.zeros_like(x) + temperature), o_id
 
 

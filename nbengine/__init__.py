@@ -33,6 +33,7 @@ _exports = {
     "SamplingParams": "nbengine.sampling_params",
     "TextPrompt": "nbengine.prompts",
     "TokensPrompt": "nbengine.prompts",
+    "_jupyter_server_extension_points": "nbengine.server_extension",
     "allow_nested_loops": "nbengine.nested_loops",
     "load_ipython_extension": "nbengine.notebook.extension",
     "unload_ipython_extension": "nbengine.notebook.extension",

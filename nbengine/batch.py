@@ -78,3 +78,4 @@ class Sampled:
     logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)  # sample -> one entry a token
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)  # batch row -> one a position after its first
     failed: dict[int, str] = field(default_factory=dict)  # sample -> why (a logits processor that raised, say)
+    device_s: float = 0.0  # seconds that a device worked on the step; 0 where nobody measures

@@ -113,6 +113,16 @@ class BlockPool:
         self.index.clear()
         self.hashes = [None] * self.num_blocks
 
+    def resize(self, num_blocks: int) -> None:
+        """Another number of blocks; nobody may hold any."""
+        assert self.num_used == 0, "blocks are held"
+        self.forget()
+        self.num_blocks = num_blocks
+        self.references = [0] * num_blocks
+        self.hashes = [None] * num_blocks
+        self.blank = list(range(num_blocks - 1, -1, -1))
+        self.events.append(("resize", num_blocks))
+
     def take_events(self) -> list[tuple[Any, ...]]:
         """The events since the last call."""
         events, self.events = self.events, []

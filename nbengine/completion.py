@@ -94,6 +94,11 @@ class Completion:
 
     # ── readers ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def complete_now(self) -> bool:
+        """It has finished, and what is read after this was seen is all of it."""
+        return self._complete
+
     def read_delta(self) -> str:
         """The text that no call of this has given yet."""
         if self._detokenizer is None:

@@ -26,7 +26,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "enable_expert_parallel": (False,),
     "distributed_executor_backend": (None,),
     "disable_log_stats": (True, False),
-    "enforce_eager": (True, False),  # there are no CUDA graphs yet, so both are the same
     "tokenizer_mode": ("auto",),
     "max_loras": (None, 1),
     "limit_mm_per_prompt": (None,),
@@ -77,6 +76,10 @@ class EngineConfig:
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
     enable_chunked_prefill: bool = True
+    overlap: bool = True  # plan and launch a step while the GPU computes the one before
+    run_ahead_ms: float = 20.0  # launch as many steps ahead as take this long, while nobody can end or arrive; 0: none
+    cuda_graphs: bool = True
+    deterministic: bool = False  # on a GPU: a request's tokens are the same to the bit whatever shares its batch, at some cost
     scheduling_policy: str | Policy | type[Policy] = "fcfs"
     ops: dict[str, str | Callable[..., Any]] | None = None  # implementations in place of the default ones
 
@@ -88,13 +91,18 @@ class EngineConfig:
         known = [f.name for f in fields(cls)]
         if not isinstance(model, str | Path):
             raise TypeError(f"model must be a folder, a hub id or 'tales', not {model!r}")
+        if "enforce_eager" in config:  # vLLM's name
+            eager = config.pop("enforce_eager")
+            if not isinstance(eager, bool):
+                raise TypeError(f"enforce_eager must be True or False, not {eager!r}")
+            config["cuda_graphs"] = config.get("cuda_graphs", True) and not eager
         for name in list(config):
             if name in _NEUTRAL:
                 value = config.pop(name)
                 if not any(value == same and isinstance(value, bool) == isinstance(same, bool) for same in _NEUTRAL[name]):
                     raise ValueError(f"{name}={value!r} is not supported yet; leave it at {_NEUTRAL[name][0]!r}")
             elif name not in known:
-                raise TypeError(f"unknown engine option {name!r}{nearest(name, [*known, *_NEUTRAL])}")
+                raise TypeError(f"unknown engine option {name!r}{nearest(name, [*known, *_NEUTRAL, 'enforce_eager'])}")
         if "dtype" in config:
             dtype = str(config["dtype"]).removeprefix("torch.")
             config["dtype"] = _SHORT_DTYPES.get(dtype, dtype)
@@ -124,6 +132,10 @@ class EngineConfig:
             raise ValueError(
                 f"gpu_memory_utilization is a share of the card's memory, above 0 and at most 1, not {self.gpu_memory_utilization!r}"
             )
+        if isinstance(self.run_ahead_ms, bool) or not isinstance(self.run_ahead_ms, int | float):
+            raise TypeError(f"run_ahead_ms must be a number of milliseconds, not {self.run_ahead_ms!r}")
+        if not 0 <= self.run_ahead_ms <= 1000:
+            raise ValueError(f"run_ahead_ms must be from 0 to 1000, not {self.run_ahead_ms!r}: control and arrivals wait for as long")
         for f in fields(self):
             value = getattr(self, f.name)
             if f.type == "bool" and not isinstance(value, bool):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import threading
 import weakref
@@ -11,7 +12,7 @@ from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from nbengine.checks import checks_keywords
+from nbengine.checks import as_int, checks_keywords
 from nbengine.config import EngineConfig
 from nbengine.errors import EngineClosedError, NBEngineError
 from nbengine.front import Front
@@ -21,11 +22,13 @@ from nbengine.progress import ProgressBars
 from nbengine.prompts import Prompt, read_prompt
 from nbengine.request import Request
 from nbengine.sampling_params import SamplingParams
+from nbengine.serve.served import Served
 from nbengine.startup import EngineInfo, start
 from nbengine.waiting import gather, wait_all
 
 if TYPE_CHECKING:
     from nbengine.outputs import RequestOutput
+    from nbengine.serve.server import Server
     from nbengine.tokenizer import Tokenizer
     from nbengine.trace import StepRecord, Trace
 
@@ -69,7 +72,8 @@ class Engine:
         self.trace.name = str(self.config.model)
         self.trace.token_text = None if started.tokenizer is None else started.tokenizer.token_text
         self.front = Front(f"{name}-front")
-        self._close = weakref.finalize(self, _shut_down, self._mailbox, started.thread, self.front)
+        self._served = Served()
+        self._close = weakref.finalize(self, _shut_down, self._mailbox, started.thread, self.front, self._served)
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -240,21 +244,50 @@ class Engine:
             raise TypeError(f"ops must be a dict from an op's name to an implementation, such as {{'linear': 'reference'}}, not {ops!r}")
         self._mailbox.ask("use", None if policy is None else policy_named(policy), None if ops is None else dict(ops))
 
+    @checks_keywords()
+    def set_limits(self, *, max_num_seqs: int | None = None, max_num_batched_tokens: int | None = None) -> None:
+        """Change how many sequences run together, and how many tokens a step takes, while it runs: at most what it was made with.
+
+        Who runs already runs to its end. `stats()` has the present limits, `info` those it was made with.
+        """
+        given = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
+        for name, value in given.items():
+            if value is not None and as_int(value) is None:
+                raise TypeError(f"{name} must be a whole number, not {value!r}")
+        self._mailbox.ask("set_limits", as_int(max_num_batched_tokens), as_int(max_num_seqs))
+
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix; running requests keep their blocks."""
         self._mailbox.ask("reset_prefix_cache")
 
     def sleep(self, level: int = 1) -> None:
-        """Give the KV cache back (level 1), the weights too (level 2). Requests wait until `wake_up()`."""
+        """Give the GPU back: the weights go to main memory (level 1) or altogether (level 2), and the KV cache is freed.
+
+        On a CPU level 1 frees the cache alone. Requests wait until `wake_up()`.
+        """
         if level not in {1, 2}:
             raise ValueError(f"level must be 1 (give back the KV cache) or 2 (the weights too), not {level!r}")
         self._mailbox.ask("sleep", level)
         self.sleep_level = level
+        self._served.tell("asleep")
 
     def wake_up(self) -> None:
         """Undo `sleep()`; what was running is computed again and goes on."""
         self._mailbox.ask("wake_up")
         self.sleep_level = 0
+        self._served.tell("ready")
+
+    def resize_kv_cache(self, num_blocks: int) -> None:
+        """Another number of KV blocks while it runs; whoever runs is computed again and goes on.
+
+        MemoryError where there is no room for so many: then the engine keeps what it had.
+        """
+        if as_int(num_blocks) is None:
+            raise TypeError(f"num_blocks must be a whole number, not {num_blocks!r}")
+        self._mailbox.ask("resize", num_blocks)
+        memory = self.info.memory
+        resized = dataclasses.replace(memory, num_blocks=num_blocks, kv_cache=num_blocks * memory.block_bytes)
+        self.info = dataclasses.replace(self.info, memory=resized)
 
     def update_weights(self, weights: Mapping[str, Any]) -> None:
         """Put new values into weights, by their names in the checkpoint; what is running is computed again under them."""
@@ -282,8 +315,31 @@ class Engine:
             "num_preemptions": scheduler.preemptions,
             "prompt_tokens": scheduler.prompt_tokens,
             "generation_tokens": scheduler.generation_tokens,
+            "max_num_seqs": scheduler.max_num_seqs,
+            "max_num_batched_tokens": scheduler.max_num_batched_tokens,
             "last_step_ms": None if last is None else round(1e3 * last.duration, 3),
         }
+
+    # ── serving ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def serve(self, host: str = "127.0.0.1", port: int = 0, api_key: str | None = None, **options: Any) -> Server:
+        """Answer OpenAI clients at an address of this machine until the server, or the engine, is closed.
+
+        `options` are those of `nbengine.serve.serve_options.ServeOptions`. Without an api_key only this machine can reach it,
+        and clients send the random key that the server has.
+
+        >>> server = engine.serve()                                                            # doctest: +SKIP
+        >>> client = openai.OpenAI(base_url=server.base_url, api_key=server.api_key)           # doctest: +SKIP
+        """
+        return self._served.open(self, host=host, port=port, api_key=api_key, **options)
+
+    def unserve(self) -> int:
+        """Close every server of this engine; how many there were."""
+        return self._served.close()
+
+    def http_stats(self) -> dict[str, Any]:
+        """What goes over this engine's servers at this moment: plain values, safe to keep; zeros when there is no server."""
+        return self._served.stats()
 
     def get_tokenizer(self) -> Tokenizer:
         """The engine's own tokenizer; its `.hf` is the transformers object."""
@@ -347,8 +403,9 @@ def spread(name: str, given: Any, count: int, kind: type) -> list[Any]:
     return list(given)
 
 
-def _shut_down(mailbox: Mailbox, thread: threading.Thread, front: Front) -> None:
+def _shut_down(mailbox: Mailbox, thread: threading.Thread, front: Front, served: Served) -> None:
     """Runs once, when an engine is closed or collected, or at exit; holds nothing of the engine."""
+    served.close()
     front.close()
     with contextlib.suppress(NBEngineError):
         mailbox.call("close")

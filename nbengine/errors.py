@@ -34,6 +34,14 @@ class EngineDeadError(NBEngineError, RuntimeError):
     """The engine's loop met an error that it could not give to one request."""
 
 
+class DeviceMemoryError(NBEngineError, MemoryError):
+    """A step found no memory on its device; nothing of it was computed, and a smaller one may fit."""
+
+
+class DeviceLostError(NBEngineError, RuntimeError):
+    """The GPU answers this process no more: nothing that runs on it can go on without another process."""
+
+
 class EnginePausedError(NBEngineError, RuntimeError):
     """What was asked needs a running engine, and this one is paused or asleep."""
 

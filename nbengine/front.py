@@ -41,6 +41,11 @@ class Front:
                 self._thread.start()
             return self._loop
 
+    @property
+    def is_current(self) -> bool:
+        """Whether this is asked in the front's own thread, which must not wait for itself."""
+        return threading.current_thread() is self._thread
+
     def call(self, function: Callable[..., Any], *args: Any) -> Reply[Any]:
         """Call a function in the front's thread, soon; the reply has what it returns."""
         reply: Reply[Any] = Reply()

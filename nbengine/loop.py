@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import threading
 import traceback
@@ -11,9 +12,10 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from nbengine import switch_interval
 from nbengine.bell import Reply
 from nbengine.core import EngineCore, NewRequest
-from nbengine.errors import EngineClosedError, EngineDeadError, EnginePausedError, NBEngineError, without_frames
+from nbengine.errors import DeviceLostError, EngineClosedError, EngineDeadError, EnginePausedError, NBEngineError, without_frames
 
 if TYPE_CHECKING:
     from nbengine.mailbox import Mailbox
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from nbengine.trace import StepRecord
 
 log = logging.getLogger("nbengine")
+_IN_FLIGHT = {"add", "cancel", "cancel_all", "request_ids"}  # what may be done while steps are in flight
 LOOK_AGAIN = (0.001, 0.05)  # seconds until a policy that lets nobody run is asked again, first and last
+YIELD = 0.005  # seconds between two turns of the asyncio loop while steps follow each other
 PATIENCE = 1.0  # seconds of that until those who wait are told
 
 
@@ -44,6 +48,8 @@ class EngineLoop:
         self.fatal: BaseException | None = None  # what a step met that was made by hand
         self.paused = False
         self.asleep = False
+        self._working = False
+        self._lost = False  # the GPU
         self._idle = 0.0  # seconds that a policy has let nobody run
 
     # ── the thread ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -54,6 +60,7 @@ class EngineLoop:
                 loop.run_until_complete(self._main(loop))
         except BaseException as error:  # noqa: BLE001 - told to everybody who waits
             reason: NBEngineError = _dead(error)
+            self._lost = isinstance(error, DeviceLostError)
             if self.ready.answered:
                 log.error("the engine's loop met an error:\n%s", traceback.format_exc())  # noqa: TRY400 - as text: a record keeps no frames
                 without_frames(error)
@@ -67,9 +74,11 @@ class EngineLoop:
             self.mailbox.ended.give(None)
 
     async def _main(self, loop: asyncio.AbstractEventLoop) -> None:
+        switch_interval.wake_promptly()
         self.core = self.build()
         self.ready.give(self.core)
         bell = asyncio.Event()
+        yielded = perf_counter()
 
         def wake() -> None:
             loop.call_soon_threadsafe(bell.set)
@@ -82,8 +91,12 @@ class EngineLoop:
             if self.core.has_work() and self.mailbox.stalled is None and not self.closing:
                 again = self._look_again_in(self._step())
             if again == 0:
-                await asyncio.sleep(0)
+                self._work()
+                if perf_counter() > yielded + YIELD:  # each time costs a turn of the loop, and the interpreter where a cell is busy
+                    await asyncio.sleep(0)
+                    yielded = perf_counter()
             elif not self.closing and self.mailbox.sleep(wake):
+                self._rest()
                 timer = None if again is None else loop.call_later(again, bell.set)
                 await bell.wait()
                 self.mailbox.awake()
@@ -91,8 +104,19 @@ class EngineLoop:
                 if timer is not None:
                     timer.cancel()
 
+    def _work(self) -> None:
+        if not self._working:
+            self._working = True
+            switch_interval.begin()
+
+    def _rest(self) -> None:
+        if self._working:
+            self._working = False
+            switch_interval.end()
+
     def _let_go(self, reason: NBEngineError) -> None:
         """Tell everybody who waits, and release what the thread holds."""
+        self._rest()
         self.mailbox.close(reason)
         now = perf_counter()
         for request in self.requests.values():
@@ -103,11 +127,16 @@ class EngineLoop:
             with contextlib.suppress(Exception):  # a loop that met an error may have left anything behind
                 for request_id in list(core.requests):
                     core.end(request_id)
-            core.runner.close()
+            if self._lost:  # nothing comes back from there, and to free a part of it would end the process
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(core.runner))
+            else:
+                core.runner.close()
 
     def _take_messages(self) -> None:
         while (message := self.mailbox.take()) is not None:
             name, args, kwargs, reply = message
+            if name not in _IN_FLIGHT:
+                self._deliver(self.core.drain())
             handler = getattr(self, f"_on_{name}")
             if reply is None:
                 handler(*args, **kwargs)
@@ -131,13 +160,14 @@ class EngineLoop:
     def _step(self) -> bool:
         """One step; False if nobody could run."""
         began, steps = perf_counter(), self.core.scheduler.steps
+        flying = self.core.in_flight
         updates = self.core.step()
         for sequence in self.core.entered:
             request = self.requests.get(sequence.request_id)
             if request is not None and request.metrics.first_scheduled_time is None:
                 request.metrics.first_scheduled_time = began
         self._deliver(updates)
-        return self.core.scheduler.steps > steps
+        return self.core.scheduler.steps > steps or self.core.in_flight < flying
 
     def _look_again_in(self, moved: bool) -> float:
         """Seconds until the next step: none after one that ran, more and more while a policy lets nobody run, who are told of it."""
@@ -161,8 +191,10 @@ class EngineLoop:
                 continue
             if update.prompt_logprobs is not None:
                 request.scored(update.prompt_logprobs)
-            completion = request.completions[sequence.index]
-            if sequence.finish_reason is not None:
+            completion, ended = request.completions[sequence.index], update.last
+            if completion.finish_reason is not None:
+                continue  # a stop string ended it, and a step that was in flight brought more
+            if ended and sequence.finish_reason is not None:
                 completion.finish(sequence.finish_reason, sequence.stop_reason)
             if update.tokens:
                 metrics = request.metrics
@@ -173,7 +205,8 @@ class EngineLoop:
                 if stop is not None:
                     self.core.end(sequence.request_id, "stop", sequence.index, stop)
                     completion.finish("stop", stop)
-            if sequence.finish_reason is not None:
+                    ended = True
+            if ended:
                 completion.complete()
                 self._ended(request, sequence, now)
             elif request.waited_for:
@@ -241,6 +274,7 @@ class EngineLoop:
             raise EnginePausedError("engine.step() moves a paused engine by hand: call engine.pause() first")
         try:
             moved = self._step()
+            self._deliver(self.core.drain())
         except BaseException as error:
             self.fatal = error  # whoever asked for the step, what goes wrong in it ends the engine
             raise
@@ -258,6 +292,9 @@ class EngineLoop:
             self.core.scheduler.use(before)  # both or neither
             raise
 
+    def _on_set_limits(self, max_num_batched_tokens: int | None, max_num_seqs: int | None) -> None:
+        self.core.limit(max_num_batched_tokens, max_num_seqs)
+
     def _on_reset_prefix_cache(self) -> None:
         self.core.scheduler.pool.forget()
 
@@ -266,6 +303,11 @@ class EngineLoop:
         self.core.runner.sleep(level)
         self.asleep = True
         self._stall()
+
+    def _on_resize(self, num_blocks: int) -> None:
+        if self.asleep:
+            raise EnginePausedError("the engine is asleep: call engine.wake_up() first")
+        self.core.resize(num_blocks)
 
     def _on_wake_up(self) -> None:
         self.core.runner.wake_up()
@@ -291,4 +333,6 @@ class EngineLoop:
 
 
 def _dead(error: BaseException) -> EngineDeadError:
+    if isinstance(error, DeviceLostError):
+        return EngineDeadError(str(error))
     return EngineDeadError(f"the engine stopped at an error: {type(error).__name__}: {error}. Close it and make a new one")

@@ -15,7 +15,20 @@ from nbengine.errors import nearest
 from nbengine.kernels._triton import why_not
 from nbengine.step_inputs import LayerCache
 
-OP_NAMES = ("linear", "rms_norm", "gated", "rope_store", "paged_attention", "copy_blocks", "sample")
+OP_NAMES = (
+    "linear",
+    "rms_norm",
+    "gated",
+    "rope_store",
+    "paged_attention",
+    "copy_blocks",
+    "prepare_step",
+    "update_tables",
+    "penalise",
+    "sample",
+    "keep_drawn",
+)
+_NEVER_ASKING = {"linear", "rms_norm", "gated", "rope_store"}  # whose references no host's value decides
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # relative RMS error against the reference
 
 Op = Callable[..., Any]
@@ -36,7 +49,11 @@ class Ops:
     rope_store: Op
     paged_attention: Op
     copy_blocks: Op
+    prepare_step: Op
+    update_tables: Op
+    penalise: Op
     sample: Op
+    keep_drawn: Op
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -45,18 +62,30 @@ class Ops:
             self._set(name, "reference", _shipped(name)["reference"])
 
     @classmethod
-    def default(cls, device: torch.device | str) -> Ops:
-        """Triton kernels on a GPU where an op has one, the references everywhere else."""
+    def default(cls, device: torch.device | str, *, invariant: bool = False) -> Ops:
+        """Triton kernels on a GPU where an op has one, the references everywhere else.
+
+        invariant: those kernels of which a row's result depends on that row alone, to the bit, where the fastest are not such.
+        """
         ops = cls(torch.device(device))
         if ops.device.type == "cuda":
             for name in OP_NAMES:
-                if "triton" in (shipped := _shipped(name)):
-                    ops._set(name, "triton", shipped["triton"])
+                shipped = _shipped(name)
+                label = "invariant" if invariant and "invariant" in shipped else "triton"
+                if label in shipped:
+                    ops._set(name, label, shipped[label])
         return ops
 
     def in_use(self) -> dict[str, str]:
-        """The implementation of every op: 'reference', 'triton', or a user's function by its name."""
+        """The implementation of every op: 'reference', 'triton', 'invariant', or a user's function by its name."""
         return dict(self._names)
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph may hold them all: none asks the host for anything while it runs."""
+        return all(
+            label in {"triton", "invariant"} or (label == "reference" and name in _NEVER_ASKING) for name, label in self._names.items()
+        )
 
     def use(self, name: str, op: Op | str) -> None:
         """Exchange one op: for 'reference', 'triton', or a function, which must first agree with the reference on random inputs."""
@@ -79,7 +108,7 @@ class Ops:
             shipped = _shipped(name)
             if op not in shipped:
                 raise ValueError(f"{name} has no implementation {op!r}; choose {' or '.join(map(repr, shipped))}, or pass a function")
-            if op == "triton" and (reason := why_not(self.device)):
+            if op != "reference" and (reason := why_not(self.device)):
                 raise ValueError(f"{name} stays as it is: {reason}")
             return op, shipped[op]
         if not callable(op):
@@ -153,9 +182,11 @@ def _module(name: str) -> ModuleType:
 
 
 def _shipped(name: str) -> dict[str, Op]:
-    """Implementations in the op's file: `<op>_reference`, and `<op>` itself where there is a Triton kernel."""
+    """Implementations in the op's file: `<op>_reference`, `<op>` where there is a Triton kernel, `<op>_invariant` where that is another."""
     module = _module(name)
     shipped = {"reference": getattr(module, f"{name}_reference")}
     if hasattr(module, name):
         shipped["triton"] = getattr(module, name)
+    if hasattr(module, f"{name}_invariant"):
+        shipped["invariant"] = getattr(module, f"{name}_invariant")
     return shipped

@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Update:
-    """What a step, or a cancellation, means for one sequence; a step brings at most one for each."""
+    """What a step, or a cancellation, means for one sequence; a step brings at most one for each, and the last of all says so."""
 
     sequence: Sequence
     tokens: list[int]
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
+    last: bool = field(init=False)  # whether it has ended with this: a later step may have landed before this is read
+
+    def __post_init__(self) -> None:
+        self.last = self.sequence.finish_reason is not None
 
 
 @dataclass(slots=True)

@@ -94,6 +94,9 @@ class PoolState:
             else:
                 self.cached[block] = None
 
+    def _resize(self, num_blocks: int) -> None:
+        self.__init__(num_blocks)  # type: ignore[misc] # all of it is as new
+
     def _forget(self) -> None:
         self.blank.extend(self.cached)
         self.cached.clear()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Progress = tuple[int, bool, str | None]  # tokens so far, whether it has ended, what its engine waits for
 LOOK_UP = 0.2  # seconds
-_OF_THE_ENGINE = {"arrive", "end", "fail", "fail_alone", "progressed", "scored", "waited_for", "wake"}
+_OF_THE_ENGINE = {"arrive", "end", "fail", "fail_alone", "listen", "progressed", "prompt_entries", "scored", "waited_for", "wake"}
 
 
 class _ForItsHolder(type):
@@ -93,6 +93,11 @@ class Request(metaclass=_ForItsHolder):
         """The first output's text so far."""
         return self.completions[0].read_text()
 
+    @property
+    def prompt_entries(self) -> list[TokenLogprobs]:
+        """Log-probabilities of the prompt's tokens but the first, where they were asked for."""
+        return self._prompt_logprobs
+
     def output(self) -> RequestOutput:
         """Everything there is so far, without waiting."""
         return self._output([completion.output() for completion in self.completions])
@@ -123,6 +128,13 @@ class Request(metaclass=_ForItsHolder):
             if not self._wait(seen, self._enders, deadline):
                 return self._done
         return True
+
+    def listen(self, ring: Callable[[], None], *, at_end: bool = False) -> None:
+        """Have `ring` called in the engine's thread whenever anything is new (or only at the end) for as long as it runs.
+
+        It must return at once. Whoever listens looks once by itself, since this may have begun before.
+        """
+        (self._enders if at_end else self._waiters).append(ring)
 
     def raise_error(self) -> None:
         """Raise what it failed with, if it did."""

@@ -1,4 +1,4 @@
-"""The side that holds tensors: weights, KV cache and sampling state on one device. Turns a Batch into sampled tokens."""
+"""Batches one after the other, on a CPU, or through transformers' own code on any device: turns a Batch into sampled tokens."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nbengine.errors import EnginePausedError
+from nbengine.residence import Residence
 from nbengine.sampler import Sampler
-from nbengine.step_inputs import CacheSpec, LayerCache, StepInputs
+from nbengine.step_inputs import StepInputs
 from nbengine.step_threads import StepThreads
 
 if TYPE_CHECKING:
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 
 class LocalRunner:
-    """Runs batches on one device, one after the other. Used by the engine's thread alone."""
+    """Each step is waited for. Used by the engine's thread alone."""
+
+    overlaps = False
+    ready = False
 
     def __init__(self, loaded: LoadedModel, *, num_blocks: int, block_size: int, max_rows: int, max_model_len: int) -> None:
         self.loaded = loaded
-        self.model: Any = loaded.model  # None while it sleeps deeply
         self.device = loaded.device
-        self.num_blocks = num_blocks
+        self.residence = Residence(loaded, num_blocks, block_size)
         self.block_size = block_size
         self.sampler = Sampler(loaded.vocab_size, max_rows, self.device, op=loaded.ops.sample)
-        self.caches: list[LayerCache] = []
         self._tables = np.zeros((max_rows, -(-max_model_len // block_size)), np.int32)  # [rows, blocks] by state row
         self._anchors = np.zeros(max_rows, np.int64)
         self._prompts: dict[int, list[int]] = {}  # of state rows whose prompt's log-probabilities are wanted
         self._launched: tuple[Batch, torch.Tensor] | None = None  # a batch and its hidden states [tokens, hidden]
         self._threads = StepThreads() if self.device.type == "cpu" else None
-        self._allocate()
 
     # ── a step ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -55,9 +55,9 @@ class LocalRunner:
             _, rows, columns, blocks = batch.table_writes.T
             self._tables[rows, columns] = blocks
         if len(batch.copies):
-            self.loaded.ops.copy_blocks(self.caches, torch.from_numpy(batch.copies).to(self.device))
+            self.loaded.ops.copy_blocks(self.residence.caches, torch.from_numpy(batch.copies).to(self.device))
         with self._threads.timed(batch.num_tokens) if self._threads else nullcontext():
-            self._launched = batch, self.model.forward(self._inputs(batch), self.caches)
+            self._launched = batch, self.residence.model.forward(self._inputs(batch), self.residence.caches)
 
     @torch.inference_mode()
     def sample(self, mask: Any = None) -> Sampled:
@@ -67,12 +67,12 @@ class LocalRunner:
         (batch, hidden), self._launched = self._launched, None
         ends = np.cumsum(batch.counts)
         last = hidden[self._on_device(ends[batch.sample_index].astype(np.int64) - 1)]  # [samples, hidden]
-        sampled = self.sampler.sample(self.model.logits(last), batch.sample_rows)
+        sampled = self.sampler.sample(self.residence.model.logits(last).float(), batch.sample_rows)
         for row, top in batch.prompt_logprobs.items():
             start, end = int(batch.starts[row]), int(batch.starts[row] + batch.counts[row])
             targets = self._prompts[int(batch.rows[row])][start + 1 : end + 1]
             first = int(ends[row] - batch.counts[row])
-            logits = self.model.logits(hidden[first : first + len(targets)])
+            logits = self.residence.model.logits(hidden[first : first + len(targets)]).float()
             sampled.prompt_logprobs[row] = self.sampler.prompt_logprobs(logits, targets, top)
         return sampled
 
@@ -113,45 +113,31 @@ class LocalRunner:
     def use(self, ops: dict[str, str | Callable[..., Any]]) -> None:
         """Exchange ops; each new one is checked against its reference first, and all are refused if one fails."""
         self.loaded.ops.use_all(ops)
-        if self.loaded.spec is not None and self.model is not None:
-            self.model.lay_out()
+        if self.loaded.spec is not None and self.residence.model is not None:
+            self.residence.model.lay_out()
         self.sampler.op = self.loaded.ops.sample
 
+    def free(self) -> None:
+        """Give back what can be made again, for a step that found no memory."""
+        self.residence.empty_device_cache()
+
+    def warm_up(self) -> None:
+        """There is nothing to compile."""
+
+    def resize(self, num_blocks: int) -> None:
+        self.residence.resize(num_blocks)
+
     def sleep(self, level: int) -> None:
-        self.caches = []
-        if level == 2:
-            self.model = None
-            self.loaded.drop()
-        self._empty_device_cache()
+        self.residence.sleep(level)
 
     def wake_up(self) -> None:
-        if self.model is None:
-            self.model = self.loaded.reload()
-        if not self.caches:
-            self._allocate()
+        self.residence.wake_up()
 
     def update_weights(self, weights: Any) -> None:
-        if self.model is None:
-            raise EnginePausedError("the weights were given back by sleep(level=2): call engine.wake_up() first")
-        self.loaded.update_weights(weights)
+        self.residence.update_weights(weights)
 
     def close(self) -> None:
         """Give every tensor back. Nothing can be run after this."""
         self._launched = None
-        self.caches = []
-        self.model = None
-        self.loaded.drop()
         self.sampler = None  # type: ignore[assignment]
-        self._empty_device_cache()
-
-    def _allocate(self) -> None:
-        def block(layer: CacheSpec) -> torch.Tensor:  # not cleared: a slot is written before it is read, and untouched pages cost nothing
-            return torch.empty(
-                self.num_blocks, self.block_size, layer.kv_heads, layer.head_dim, dtype=self.loaded.dtype, device=self.device
-            )
-
-        self.caches = [LayerCache(block(layer), block(layer)) for layer in self.loaded.cache_layers]
-
-    def _empty_device_cache(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self.residence.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 
 from nbengine.batch import NewRow, Sampled, TokenLogprobs
 from nbengine.kernels.sample import sample_reference
+from nbengine.penalty_tables import has_penalties
 from nbengine.sampling_params import takes_prompt
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Sampler:
         self.vocab_size = vocab_size
         self.device = torch.device(device)
         self.op = op
-        self._edits: list[_Edits | None] = [None] * max_rows
+        self._edits: list[Edits | None] = [None] * max_rows
         self._lengths = np.zeros(max_rows, np.int64)  # tokens of the sequence so far: where the next one will stand
         self._edit_until = np.zeros(max_rows, np.int64)  # the row's logits are edited while its length is below this
         self._logprobs = np.full(max_rows, -1, np.int64)  # most likely tokens wanted beside the drawn one; -1: no logprobs
@@ -52,7 +53,7 @@ class Sampler:
         self._lengths[row] = len(new.prompt) + len(new.output)
         wanted = params.logprobs
         self._logprobs[row] = -1 if wanted is None else self.vocab_size if wanted == -1 else min(wanted, self.vocab_size)
-        edits = _Edits(new, self.vocab_size, self.device)
+        edits = Edits(new, self.vocab_size, self.device)
         self._edit_until[row] = _ALWAYS if edits.always else len(new.prompt) + params.min_tokens if len(edits.stops) else 0
         self._edits[row] = edits if self._edit_until[row] else None
 
@@ -69,14 +70,14 @@ class Sampler:
         scores = logits.clone() if edited else logits
         for j in edited:
             try:
-                self._edits[rows[j]].apply(scores[j])
-            except _ProcessorError as e:
+                self._edits[rows[j]].apply(scores[j], len(self._edits[rows[j]].output))
+            except ProcessorError as e:
                 failed[j] = str(e)
         arguments = [torch.from_numpy(table[rows]).to(self.device) for table in (*self._arguments, self._lengths)]
         ids = self.op(scores, *arguments)
         tokens = ids.cpu().numpy().astype(np.int32)
         for j in np.flatnonzero(tokens < 0).tolist():
-            failed.setdefault(j, _why_nothing(logits[j], scores[j]))
+            failed.setdefault(j, why_nothing(logits[j], scores[j]))
         counts = np.ones(len(rows), np.int32)
         counts[list(failed)] = 0
         self._lengths[rows] += counts
@@ -99,27 +100,36 @@ class Sampler:
         return token_logprobs(logits, torch.as_tensor(targets, device=logits.device), self.vocab_size if top == -1 else top)
 
 
-def token_logprobs(logits: torch.Tensor, targets: torch.Tensor, top: int) -> list[TokenLogprobs]:
-    """Log-probabilities of targets [n] and of the top most likely tokens under logits [n, vocab]; equals share the better rank."""
-    entries: list[TokenLogprobs] = []
+LogprobTensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # ids [n, 1 + top], values [n, 1 + top], ranks [n, 1]
+
+
+def logprob_tensors(logits: torch.Tensor, targets: torch.Tensor, top: int) -> Iterator[LogprobTensors]:
+    """Log-probabilities of targets [n] and of the top most likely tokens under logits [n, vocab], piece by piece, where the logits are."""
     for piece, target in zip(*(t.split(max(1, _CHUNK // logits.shape[1])) for t in (logits.float(), targets.long())), strict=True):
         chosen = piece.gather(1, target[:, None])
         best, ids = piece.topk(min(top, piece.shape[1]))
         values = torch.cat([chosen, best], 1) - piece.logsumexp(-1, keepdim=True)
-        ranks = (piece > chosen).sum(-1) + 1
-        columns = (torch.cat([target[:, None], ids], 1).tolist(), values.tolist(), ranks.tolist())
-        entries += [TokenLogprobs(*entry) for entry in zip(*columns, strict=True)]
-    return entries
+        yield torch.cat([target[:, None], ids], 1), values, (piece > chosen).sum(-1) + 1
 
 
-class _ProcessorError(Exception):
+def logprob_entries(ids: torch.Tensor, values: torch.Tensor, ranks: torch.Tensor) -> list[TokenLogprobs]:
+    """The same as the host reads it; equals share the better rank."""
+    return [TokenLogprobs(*entry) for entry in zip(ids.tolist(), values.tolist(), ranks.tolist(), strict=True)]
+
+
+def token_logprobs(logits: torch.Tensor, targets: torch.Tensor, top: int) -> list[TokenLogprobs]:
+    """Log-probabilities of targets [n] and of the top most likely tokens under logits [n, vocab]; equals share the better rank."""
+    return [entry for piece in logprob_tensors(logits, targets, top) for entry in logprob_entries(*piece)]
+
+
+class ProcessorError(Exception):
     """A user's logits processor went wrong: one sample's failure."""
 
 
-class _Edits:
+class Edits:
     """What one sequence's parameters do to its logits before they are scaled and drawn from."""
 
-    def __init__(self, new: NewRow, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, new: NewRow, vocab_size: int, device: torch.device, *, penalties: bool = True) -> None:
         params = new.params
         self.params = params
         self.prompt = new.prompt
@@ -134,7 +144,7 @@ class _Edits:
         self.bad_words = params._bad_words_ids  # noqa: SLF001  (the sampler is what they were resolved for)
         self.processors = [(f, takes_prompt(f)) for f in params.logits_processors or ()]
         self.seen: _Seen | None = None
-        if params.repetition_penalty != 1 or params.frequency_penalty or params.presence_penalty:
+        if penalties and has_penalties(params):
             self.seen = _Seen(new.prompt, new.output)
 
     @property
@@ -147,11 +157,11 @@ class _Edits:
         if self.seen is not None:
             self.seen.add(token)
 
-    def apply(self, x: torch.Tensor) -> None:
-        """Edit logits [vocab] in place; _ProcessorError where a processor failed."""
+    def apply(self, x: torch.Tensor, produced: int) -> None:
+        """Edit logits [vocab] of a sequence with `produced` tokens of output, in place; ProcessorError where a processor failed."""
         if self.forbidden is not None:
             x.masked_fill_(self.forbidden, -torch.inf)
-        if len(self.output) < self.params.min_tokens:
+        if produced < self.params.min_tokens:
             x[self.stops] = -torch.inf
         if len(self.bias):
             x[self.bias_ids] += self.bias
@@ -195,21 +205,21 @@ def _process(processor: Callable[..., Any], history: tuple[list[int], ...], x: t
     try:
         new = processor(*history, x)
     except BaseException as e:  # noqa: BLE001  (whatever the user's code raises, sys.exit() too, is this sample's failure)
-        raise _ProcessorError(f"logits processor {name} raised {type(e).__name__}: {e}") from None
+        raise ProcessorError(f"logits processor {name} raised {type(e).__name__}: {e}") from None
     if not isinstance(new, torch.Tensor):
-        raise _ProcessorError(f"logits processor {name} returned {type(new).__name__}; return the logits, a torch.Tensor")
+        raise ProcessorError(f"logits processor {name} returned {type(new).__name__}; return the logits, a torch.Tensor")
     if new.shape != x.shape or not new.is_floating_point():
-        raise _ProcessorError(
+        raise ProcessorError(
             f"logits processor {name} returned {new.dtype} of shape {tuple(new.shape)}; return floating-point logits of shape {tuple(x.shape)}"
         )
     x.copy_(new)
     if x.isnan().any():
-        raise _ProcessorError(f"logits processor {name} returned NaN for {int(x.isnan().sum())} tokens; use -inf to forbid a token")
+        raise ProcessorError(f"logits processor {name} returned NaN for {int(x.isnan().sum())} tokens; use -inf to forbid a token")
     if (forced := x == torch.inf).any():  # +inf means: this one, or one of these
         x.fill_(-torch.inf).masked_fill_(forced, 0.0)
 
 
-def _why_nothing(logits: torch.Tensor, scores: torch.Tensor) -> str:
+def why_nothing(logits: torch.Tensor, scores: torch.Tensor) -> str:
     if logits.isnan().any():
         return (
             f"the model's logits hold NaN for {int(logits.isnan().sum())} of {len(logits)} tokens; try dtype='float32' or check its weights"

@@ -120,6 +120,11 @@ class SamplingParams:
     def __post_init__(self) -> None:
         self._check()
 
+    @property
+    def needs_history(self) -> bool:
+        """Whether a token can be drawn only when the host knows the one before, so that no step runs ahead."""
+        return bool(self.logits_processors) or any(len(word) > 1 for word in self._bad_words_ids)
+
     # ---------------------------------------------------------------- made from
 
     @classmethod

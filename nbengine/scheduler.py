@@ -58,6 +58,7 @@ class Scheduler:
         self.preempted: list[int] = []  # uids, since they were last recorded
         self.prompt_tokens = 0  # of all sequences that have been admitted, each counted once
         self.generation_tokens = 0
+        self.most = max_num_batched_tokens, max_num_seqs  # what the runner was made for
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
 
     # ── coming and going ────────────────────────────────────────────────────────────────────────────────────────────
@@ -90,6 +91,20 @@ class Scheduler:
         for place, sequence in ordered:
             sequence.place = place
         self.waiting = [sequence for _, sequence in ordered]
+
+    def limit(self, max_num_batched_tokens: int | None, max_num_seqs: int | None) -> None:
+        """Change how much a step takes, within what there are buffers and rows for; who runs beyond it runs to its end."""
+        given = {"max_num_batched_tokens": max_num_batched_tokens, "max_num_seqs": max_num_seqs}
+        for (name, value), most in zip(given.items(), self.most, strict=True):
+            if value is not None and not 1 <= value <= most:
+                raise ValueError(f"{name} must be between 1 and {most}, which this engine was made for, not {value}: make another for more")
+        self.max_num_batched_tokens = max_num_batched_tokens or self.max_num_batched_tokens
+        self.max_num_seqs = max_num_seqs or self.max_num_seqs
+
+    @property
+    def _row_left(self) -> bool:
+        """Whether one more may run."""
+        return bool(self._free_rows) and len(self.running) < self.max_num_seqs
 
     def suspend(self) -> None:
         """Preempt everybody and empty the prefix cache; nothing may be in flight."""
@@ -170,7 +185,7 @@ class Scheduler:
         return max(1, min(self._asked.chunk(sequence, budget), remaining, budget))
 
     def _admit(self, plan: Plan, budget: int) -> None:
-        while self.waiting and budget > 0 and self._free_rows:
+        while self.waiting and budget > 0 and self._row_left:
             sequence = self.waiting[0]
             hits = self._find(plan, sequence)
             known = len(sequence.tokens)
@@ -248,7 +263,7 @@ class Scheduler:
         blocks = leader.blocks[: self.pool.blocks_for(leader.computed)]
         for i, follower in enumerate(followers):
             follower.scored = follower.prompt_len  # the leader's are the request's
-            if not self._free_rows or (self._reserve(follower) and not self._has_room(follower, blocks, leader.computed)):
+            if not self._row_left or (self._reserve(follower) and not self._has_room(follower, blocks, leader.computed)):
                 for later in followers[i:]:  # they come in later and find the prompt's full blocks in the prefix cache
                     later.scored = later.prompt_len
                     self._wait(later)
@@ -331,7 +346,7 @@ class Scheduler:
             if not candidates:
                 return
             hits = self._find(plan, urgent)
-            if self._free_rows and self._has_room(urgent, hits, min(len(hits) * self.pool.block_size, len(urgent.tokens) - 1)):
+            if self._row_left and self._has_room(urgent, hits, min(len(hits) * self.pool.block_size, len(urgent.tokens) - 1)):
                 return
             if not self._vacate(plan, self._asked.victim(candidates)):
                 return
@@ -432,6 +447,20 @@ class Scheduler:
                 elif sequence.row >= 0 and not sequence.in_flight:
                     self._release(sequence)
         return updates
+
+    def postpone(self, batch: Batch) -> None:
+        """A step could not be computed: whoever was in it gives back its blocks and waits. No other may be in flight."""
+        plan = self.in_flight.pop(batch.step)
+        assert not self.in_flight
+        self.pool.forget()
+        for sequence in plan.samples:
+            sequence.pending -= 1
+        for sequence in plan.everyone:
+            sequence.in_flight -= 1
+            if sequence.finish_reason is None:
+                self._preempt(sequence)
+            elif sequence.row >= 0:
+                self._release(sequence)
 
     def _scores(self, plan: Plan, sampled: Sampled) -> dict[Sequence, list[TokenLogprobs]]:
         """The log-probabilities of prompt positions that had not been given out before a preemption."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbengine.blocks import BlockPool
 from nbengine.checks import read_json
-from nbengine.core import EngineCore
+from nbengine.core import EngineCore, Runner
 from nbengine.errors import NBEngineError
 from nbengine.hub import resolve_model
 from nbengine.loop import EngineLoop
@@ -25,6 +25,8 @@ from nbengine.scheduler import Scheduler
 from nbengine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    import torch
+
     from nbengine.config import EngineConfig
     from nbengine.mailbox import Mailbox
     from nbengine.memory import MemoryPlan
@@ -146,13 +148,14 @@ def _build(config: EngineConfig, folder: Path, progress: Progress) -> tuple[Engi
     """Runs in the engine's thread: whatever holds tensors is made here."""
     if "torch" not in sys.modules:
         progress("importing torch", 0, 0)  # what takes longest with a small model
+    from nbengine.device_runner import DeviceRunner
     from nbengine.memory import plan_memory
     from nbengine.models.loading import load_model
     from nbengine.runner import LocalRunner
 
     loaded = load_model(folder, config, lambda limit: _model_len(config, limit), progress)
     length = _model_len(config, loaded.max_position_embeddings)
-    sequences = config.max_num_seqs or 256
+    sequences = config.max_num_seqs or (1024 if _large(loaded.device) else 256)
     memory = plan_memory(
         config,
         loaded.device,
@@ -162,20 +165,51 @@ def _build(config: EngineConfig, folder: Path, progress: Progress) -> tuple[Engi
         max_num_seqs=sequences,
     )
     length = _fitting(config, length, memory.num_blocks * config.block_size)
-    runner = LocalRunner(loaded, num_blocks=memory.num_blocks, block_size=config.block_size, max_rows=sequences, max_model_len=length)
+    tokens = _batched_tokens(config, loaded, length)
+    places = {"num_blocks": memory.num_blocks, "block_size": config.block_size, "max_rows": sequences, "max_model_len": length}
+    runner: Runner
+    if _overlaps(loaded):
+        runner = DeviceRunner(loaded, max_tokens=tokens, cuda_graphs=config.cuda_graphs, **places)
+    else:
+        runner = LocalRunner(loaded, **places)
     if config.ops:
         runner.use(dict(config.ops))
     scheduler = Scheduler(
         BlockPool(memory.num_blocks, config.block_size),
         policy_named(config.scheduling_policy),
-        max_num_batched_tokens=_batched_tokens(config, loaded, length),
+        max_num_batched_tokens=tokens,
         max_num_seqs=sequences,
         chunked_prefill=config.enable_chunked_prefill,
         prefix_caching=config.enable_prefix_caching,
         rotation=loaded.spec if loaded.rope_by_length else None,
     )
-    core = EngineCore(scheduler, runner, seed=config.seed, trace_steps=config.trace_steps, max_model_len=length)
+    if _overlaps(loaded):
+        progress("warming up", 0, 0)
+        runner.warm_up()
+    core = EngineCore(
+        scheduler,
+        runner,
+        seed=config.seed,
+        trace_steps=config.trace_steps,
+        max_model_len=length,
+        overlap=config.overlap,
+        run_ahead_s=config.run_ahead_ms / 1e3,
+    )
     return core, loaded, memory
+
+
+def _overlaps(loaded: LoadedModel) -> bool:
+    """Whether there is a device that computes while the host goes on; transformers' code waits for it too often."""
+    return loaded.device.type == "cuda" and loaded.spec is not None
+
+
+def _large(device: torch.device) -> bool:
+    """Whether a card has memory for a thousand sequences."""
+    if device.type != "cuda":
+        return False
+    import torch
+
+    return torch.cuda.get_device_properties(device).total_memory >= 70 << 30
 
 
 def _model_len(config: EngineConfig, limit: int) -> int:
@@ -204,7 +238,7 @@ def _fitting(config: EngineConfig, length: int, slots: int) -> int:
 def _batched_tokens(config: EngineConfig, loaded: LoadedModel, length: int) -> int:
     if config.max_num_batched_tokens is not None:
         return config.max_num_batched_tokens
-    usual = 512 if loaded.device.type == "cpu" else 8192
+    usual = 512 if loaded.device.type == "cpu" else 16384 if _large(loaded.device) else 8192
     return usual if config.enable_chunked_prefill else max(usual, length)
 
 

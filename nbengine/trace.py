@@ -30,6 +30,7 @@ class StepRecord:
     ("seal", block, digest)        full and final: can be found by its content
     ("free", block, uid)           one holder less
     ("forget",)                    the prefix cache was emptied
+    ("resize", blocks)             there are so many blocks now, all of them blank
     """
 
     step: int
@@ -50,6 +51,8 @@ class StepRecord:
     launch_s: float = 0.0
     sample_s: float = 0.0
     commit_s: float = 0.0
+    gpu_s: float = 0.0  # how long a GPU worked on it, whatever the host did meanwhile; 0 on a CPU
+    landed: float = 0.0  # when its tokens were committed; steps overlap, so this is more than the sum of the host's parts
 
     @property
     def num_tokens(self) -> int:
@@ -57,7 +60,8 @@ class StepRecord:
 
     @property
     def duration(self) -> float:
-        return self.plan_s + self.launch_s + self.sample_s + self.commit_s
+        """Seconds from when it began to be planned until its tokens were committed."""
+        return self.landed - self.time if self.landed else self.plan_s + self.launch_s + self.sample_s + self.commit_s
 
     def __repr__(self) -> str:
         decodes = sum(1 for c in self.counts if c == 1)
@@ -221,6 +225,20 @@ class Trace:
                 if records[i] is record or records[i].step == record:
                     return self.state(segment.first + i)
         raise LookupError(f"{record!r} is not in the trace any more; it keeps the last {self.capacity} steps (trace_steps=)")
+
+    def figure(self, kind: Any = "overview", **options: Any) -> Any:
+        """A plotly figure for a paper, or to look at afterwards.
+
+        `kind` is one of overview, occupancy, batch, queue, throughput, latency, first_token, token_gap, prefix_hits, step_time,
+        timeline and blocks, or a function of a trace that returns a dict from labels to values, one for each record.
+        `at` is the step (or its record) whose blocks are shown, `points` how finely lines are drawn; `template`, `width` and
+        `height` are plotly's.
+
+        >>> engine.trace.figure("occupancy", width=640).write_html("kv.html")                   # doctest: +SKIP
+        """
+        from nbengine.trace_figures import figure
+
+        return figure(self, kind, **options)
 
     def __repr__(self) -> str:
         records = self.records

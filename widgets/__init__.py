@@ -5,9 +5,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_exports = {"BlockTableView": "block_table", "Playhead": "playhead", "Timeline": "timeline", "View": "view"}
+_exports = {
+    "BlockTableView": "block_table",
+    "Comparison": "comparison",
+    "Dashboard": "dashboard",
+    "Playhead": "playhead",
+    "Timeline": "timeline",
+    "View": "view",
+    "compare": "comparison",
+}
 
-__all__ = ["BlockTableView", "Playhead", "Timeline", "View"]
+__all__ = ["BlockTableView", "Comparison", "Dashboard", "Playhead", "Timeline", "View", "compare"]
 
 
 def __getattr__(name: str) -> Any:

@@ -26,11 +26,20 @@ PATIENCE = 20.0  # seconds that a front end which was sent something may take to
 
 @cache
 def module(name: str) -> str:
-    """A view's script with those it imports in front of it: a front end loads one text and has no place to import from."""
+    """A view's script with those it imports in front of it, each once: a front end loads one text and has no place to import from."""
+    parts: dict[str, str] = {}
+    _collect(name, parts)
+    own = parts.pop(name)
+    return "".join(re.sub(r"^export (?=const|function|class)", "", other, flags=re.MULTILINE) for other in parts.values()) + own
+
+
+def _collect(name: str, parts: dict[str, str]) -> None:
+    """A script without its imports, after the scripts that it imports."""
     text = (HERE / name).read_text("utf-8")
-    needed = [module(other) for other in IMPORT.findall(text)]
-    own = IMPORT.sub("", text)
-    return "".join(re.sub(r"^export (?=const|function|class)", "", other, flags=re.MULTILINE) for other in needed) + own
+    for other in IMPORT.findall(text):
+        if other not in parts:
+            _collect(other, parts)
+    parts[name] = IMPORT.sub("", text)
 
 
 @cache
@@ -56,6 +65,7 @@ class View(anywidget.AnyWidget):
         self.frame: dict[str, Any] = {}  # all that is drawn, as it was last sent
         self.updates = 0  # how often it was sent
         self._trouble = ""
+        self._stamp: tuple[Any, ...] | None = None  # of what was last refreshed
         self._eyes: dict[str, bool] = {}  # by each place where it is drawn: whether that can be seen
         self._unseen_since: float | None = None  # when the first update was sent that no place has drawn yet
         self._cells = _RunningCell()
@@ -99,7 +109,7 @@ class View(anywidget.AnyWidget):
 
     def refresh(self) -> None:
         stamp = (*self.stamp(), self._trouble)
-        if stamp == getattr(self, "_stamp", None):
+        if stamp == self._stamp:
             return
         frame = {"moment": self.playhead.describe(), "trouble": self._trouble, **self.state()}
         self._stamp = stamp
@@ -120,6 +130,7 @@ class View(anywidget.AnyWidget):
         self._trouble = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         if self._trouble != self.frame.get("trouble"):
             self._show({**self.frame, "moment": self.playhead.describe(), "trouble": self._trouble})
+        self._stamp = None  # what is shown is no refresh's, and the next one may have to take it away again
 
     def _show(self, frame: dict[str, Any]) -> None:
         self.frame = frame

@@ -77,12 +77,21 @@ class Decoder:
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Float32 [n, vocab] from hidden states [n, hidden]."""
-        head = self.weights["embed" if self.spec.tied_head else "lm_head"]
-        logits = self.ops.linear(hidden, head).float()
+        """[n, vocab] from hidden states [n, hidden], in their dtype; float32 where a softcap bends them."""
+        logits: Tensor = self.ops.linear(hidden, self.weights["embed" if self.spec.tied_head else "lm_head"])
         if cap := self.spec.final_softcap:
-            logits = logits.div_(cap).tanh_().mul_(cap)
+            logits = logits.float().div_(cap).tanh_().mul_(cap)
         return logits
+
+    def move(self, device: torch.device) -> None:
+        """Bring the weights to another device: to pinned main memory, from where they come back fast, or to the GPU."""
+        moved = {}
+        for name, weight in self.weights.items():
+            pinned = device.type == "cpu" and weight.is_cuda
+            moved[name] = torch.empty(weight.shape, dtype=weight.dtype, device=device, pin_memory=pinned).copy_(weight, non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
+        self.weights.update(moved)
 
     def _lengths(self, inputs: StepInputs, rope: Rope) -> Tensor | None:
         """The length that each token's rotation goes by; where the runner gives none, its row's context."""

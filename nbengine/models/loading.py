@@ -36,6 +36,7 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     vocab_size: int
+    hidden_size: int
     max_position_embeddings: int
     cache_layers: list[CacheSpec]
     weight_bytes: int
@@ -92,7 +93,7 @@ def load_model(folder: Path, config: EngineConfig, max_model_len: Callable[[int]
     checkpoint = None if config.load_format == "dummy" else Checkpoint(folder)
     spec = believe_weights(spec, checkpoint)
     dtype = pick_dtype(config.dtype, spec.dtype, device, spec.parameter_count())
-    ops = Ops.default(device)
+    ops = Ops.default(device, invariant=_invariant(config, device))
     length = max_model_len(spec.max_position_embeddings)
 
     def build() -> Decoder:
@@ -107,6 +108,7 @@ def load_model(folder: Path, config: EngineConfig, max_model_len: Callable[[int]
         device=device,
         dtype=dtype,
         vocab_size=spec.vocab_size,
+        hidden_size=spec.hidden_size,
         max_position_embeddings=spec.max_position_embeddings,
         cache_layers=spec.cache_layers(),
         weight_bytes=spec.parameter_count() * dtype.itemsize,
@@ -114,6 +116,12 @@ def load_model(folder: Path, config: EngineConfig, max_model_len: Callable[[int]
         spec=spec,
         info={"architecture": spec.architecture, "implementation": "nbengine", "parameters": spec.parameter_count()},
     )
+
+
+def _invariant(config: EngineConfig, device: torch.device) -> bool:
+    if config.deterministic and device.type != "cuda":
+        raise ValueError("deterministic=True needs an NVIDIA GPU: on a CPU the libraries' products differ with the number of rows")
+    return config.deterministic
 
 
 def has_spec(read: Mapping[str, Any], model_impl: str) -> bool:
@@ -146,7 +154,7 @@ def pick_device(device: str) -> torch.device:
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', not {device!r}")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}, but torch sees no GPU here; use device='auto' or 'cpu'")
-    return chosen
+    return torch.device("cuda", torch.cuda.current_device()) if chosen.type == "cuda" and chosen.index is None else chosen
 
 
 def pick_dtype(asked: str, declared: str | None, device: torch.device, parameters: int) -> torch.dtype:

@@ -51,6 +51,11 @@ class TransformersModel:
         """Float32 [n, vocab] from hidden states [n, hidden]."""
         return self.head(inputs_embeds=hidden[None], use_cache=False).logits[0].float()
 
+    def move(self, device: torch.device) -> None:
+        """Bring the weights to another device."""
+        self.head.to(device)
+        self.body.to(device)
+
     @torch.no_grad()
     def update_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Copy new values into some weights, named as in transformers' state dict. All names and shapes are checked first."""
@@ -135,6 +140,7 @@ def load_transformers_model(
         device=device,
         dtype=dtype,
         vocab_size=trial.near_logits.shape[-1],
+        hidden_size=outline.config.get_text_config().hidden_size,
         max_position_embeddings=limit,
         cache_layers=layers,
         weight_bytes=sum(weight.nbytes for weight in {id(weight): weight for weight in model.weights.values()}.values()),

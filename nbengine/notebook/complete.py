@@ -86,7 +86,7 @@ class Completer:
             return []
         if command in {"load", "plan"}:
             return self._models()
-        if command in {"unload", "use", "status"}:
+        if command in {"unload", "use", "status", "serve", "unserve"}:
             return list(self._session.engines)
         if command == "cancel":
             return [request for engine in self._session.engines.values() for request in engine.request_ids()]

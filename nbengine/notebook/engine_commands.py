@@ -16,10 +16,12 @@ from nbengine.notebook.load_view import load_engine
 from nbengine.notebook.options import Parser, add_config_options, at_least_one, config_values, words
 from nbengine.notebook.session import Session, checked_name
 from nbengine.notebook.status import Status
+from nbengine.serve.cli_options import add_serve_options, serve_values
 
 if TYPE_CHECKING:
     import argparse
 
+    from nbengine.serve.server import Server
 
 LINES = 20  # of the log, unless told
 
@@ -87,6 +89,27 @@ class EngineCommands:
             self.session.engines.add(given.name, engine, owned=False)
         self.session.engines.use(given.name)
         _show(f"{given.name} is the current engine")
+
+    def do_serve(self, given: argparse.Namespace) -> Server:
+        """Answer OpenAI clients with an engine; it stays until `%engine unserve`, or until the engine is unloaded."""
+        name = given.name or self.session.engines.current
+        engine = self.session.engines.find(given.name, self.session.shell.user_ns)
+        values, out = serve_values(given), checked_name(self.session.shell, given.out)
+        if "served_model_name" not in values:
+            from nbengine.serve.server import names_of
+
+            values["served_model_name"] = list(
+                dict.fromkeys([*names_of(engine.config.model), *([name] if name in self.session.engines else [])])
+            )
+        server = engine.serve(**values)
+        if out is not None:
+            self.session.bind(out, server)
+        return server
+
+    def do_unserve(self, given: argparse.Namespace) -> None:
+        """Close the servers of an engine; the engine goes on."""
+        closed = self.session.engines.find(given.name, self.session.shell.user_ns).unserve()
+        _show(f"{closed} server{'s' * (closed != 1)} closed")
 
     # ── looking ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -178,13 +201,15 @@ class EngineCommands:
 # ── options ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _parser(command: str, *arguments: tuple[tuple[str, ...], dict[str, Any]], config: bool = False) -> Callable[[], Parser]:
+def _parser(
+    command: str, *arguments: tuple[tuple[str, ...], dict[str, Any]], add: Callable[[Parser], None] | None = None
+) -> Callable[[], Parser]:
     def make() -> Parser:
         parser = Parser(prog=f"%engine {command}", usage=f"%(prog)s [options]{''.join(f' {_shown(*a)}' for a in arguments)}")
         for names, settings in arguments:
             parser.add_argument(*names, **settings)
-        if config:
-            add_config_options(parser)
+        if add is not None:
+            add(parser)
         return parser
 
     return make
@@ -207,13 +232,17 @@ PARSERS: dict[str, Callable[[], Parser]] = {
         MODEL,
         (("--name",), {"help": "what to call it; the model's own name"}),
         (("-o", "--out"), {"metavar": "NAME", "help": "bind the engine to this variable"}),
-        config=True,
+        add=add_config_options,
     ),
     "unload": _parser("unload", NAME, ALL),
+    "serve": _parser(
+        "serve", NAME, (("-o", "--out"), {"metavar": "NAME", "help": "bind the server to this variable"}), add=add_serve_options
+    ),
+    "unserve": _parser("unserve", NAME),
     "use": _parser("use", (("name",), {"help": "an engine's name, or a variable that holds one"})),
     "status": _parser("status", NAME),
     "models": _parser("models"),
-    "plan": _parser("plan", MODEL, config=True),
+    "plan": _parser("plan", MODEL, add=add_config_options),
     "log": _parser("log", (("lines",), {"nargs": "?", "type": at_least_one, "metavar": "N", "default": LINES, "help": "how many"})),
     "pause": _parser("pause", ENGINE),
     "step": _parser("step", (("steps",), {"nargs": "?", "type": int, "default": 1, "metavar": "N", "help": "how many steps"}), ENGINE),

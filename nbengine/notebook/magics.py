@@ -87,6 +87,11 @@ class NBEngineMagics(Magics):
 
     @no_var_expand
     @line_magic
+    def dashboard(self, line: str) -> Any:
+        return self._view("dashboard", line)
+
+    @no_var_expand
+    @line_magic
     def timeline(self, line: str) -> Any:
         return self._view("timeline", line)
 
@@ -231,6 +236,7 @@ def _said(start: Start) -> tuple[Generation, View | None]:
 NBEngineMagics.engine.__doc__ = engine_help()
 NBEngineMagics.generate.__doc__ = generate_parser().format_help()
 NBEngineMagics.blocks.__doc__ = view_parser("blocks").format_help()
+NBEngineMagics.dashboard.__doc__ = view_parser("dashboard").format_help()
 NBEngineMagics.timeline.__doc__ = view_parser("timeline").format_help()
 NBEngineMagics.chat.__doc__ = (
     chat_parser().format_help() + "\n`%chat` alone: show [NAME], list, reset [NAME], undo [NAME], fork NAME NEW.\n"

@@ -126,5 +126,7 @@ def _told(engine: Engine) -> dict[str, str]:
             f"{stats['generation_tokens']:,} tokens generated, {stats['prompt_tokens']:,} prompt tokens"
             + (f", {hits:,} of {asked:,} found in the prefix cache" if asked else "")
         ),
-        "limits": f"{info.max_model_len:,} tokens a sequence, {info.max_num_seqs} sequences, {info.max_num_batched_tokens:,} tokens a step",
+        "limits": (
+            f"{info.max_model_len:,} tokens a sequence, {stats['max_num_seqs']} sequences, {stats['max_num_batched_tokens']:,} tokens a step"
+        ),
     }

@@ -1,4 +1,4 @@
-"""`%blocks` and `%timeline`: the live views, of the current engine or of what is named."""
+"""`%blocks`, `%timeline` and `%dashboard`: the live views, of the current engine or of what is named."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 VIEWS = {  # by the name of the magic: the class in nbengine.widgets, and what it shows
     "blocks": ("BlockTableView", "Every physical KV block as a cell, the page table of a sequence, and what is in a block."),
+    "dashboard": ("Dashboard", "Charts of the cache, batches, throughput and latency over one time axis; load and limits."),
     "timeline": ("Timeline", "A lane for each request, and the batch of a step in cross-section."),
 }
 
@@ -23,6 +24,8 @@ def view_parser(name: str) -> Parser:
     parser.add_argument("source", nargs="?", metavar="NAME", help="an engine by name, or a variable that holds an engine or a trace")
     if name == "timeline":
         parser.add_argument("--steps", type=int, metavar="N", help="how many steps are shown at once")
+    if name == "dashboard":
+        parser.add_argument("--charts", choices=("plotly", "pictures"), help="pictures, where plotly does not load")
     return parser
 
 

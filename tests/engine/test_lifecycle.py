@@ -310,14 +310,14 @@ def test_an_interrupt_while_it_loads_is_obeyed_even_if_the_load_gets_through(scr
     run = script(
         """
 import signal, sys, threading, time
-import nbengine.runner
+import nbengine.residence
 signal.signal(signal.SIGINT, signal.default_int_handler)
-made = nbengine.runner.LocalRunner._allocate
+made = nbengine.residence.Residence.allocate
 def slow(self):
     print("allocating", flush=True)
     time.sleep(0.5)
     made(self)
-nbengine.runner.LocalRunner._allocate = slow
+nbengine.residence.Residence.allocate = slow
 from nbengine import Engine
 try:
     Engine(sys.argv[1], max_model_len=64, num_gpu_blocks_override=8)

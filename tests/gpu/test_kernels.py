@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from nbengine.kernels.copy_blocks import copy_blocks
-from nbengine.kernels.paged_attention import paged_attention
+from nbengine.kernels.linear import linear_invariant
+from nbengine.kernels.paged_attention import paged_attention, paged_attention_invariant
+from nbengine.kernels.penalise import example_inputs as example_penalties
 from nbengine.kernels.sample import sample, sample_reference
 from nbengine.ops import OP_NAMES, Ops
 from nbengine.step_inputs import LayerCache
@@ -95,6 +97,30 @@ def test_attention_for_every_head_size(random, head_dim, heads, kv_heads, window
         [(1, 500), (300, 300), (1, 70), (40, 900), (129, 129)], heads, kv_heads, head_dim, 16, random, window=window
     )
     assert error("paged_attention", (q, cache, inputs, head_dim**-0.5, window, softcap)) < bound(random)
+
+
+@pytest.mark.parametrize("rows", MIXES.values(), ids=MIXES.keys())
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (24, 3.0)])
+def test_invariant_attention(random, rows, window, softcap):
+    q, cache, inputs = attention(rows, 6, 2, 64, 16, random, window=window)
+    assert error("paged_attention", (q, cache, inputs, 0.2, window, softcap), paged_attention_invariant) < bound(random)
+
+
+@pytest.mark.parametrize(("rows", "width", "outs"), [(1, 64, 96), (5, 1000, 33), (63, 4096, 257), (300, 63, 1000)])
+def test_invariant_products(random, rows, width, outs):
+    x, weight = random(rows, width), random(outs, width)
+    assert error("linear", (x, weight, random(outs)), linear_invariant) < bound(random)
+    assert torch.equal(linear_invariant(x, weight)[:1], linear_invariant(x[:1], weight))
+
+
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 64), (5, 1000), (63, 151936)])
+def test_penalties(rows, vocab):
+    random = torch.Generator("cuda").manual_seed(rows)
+    for args, _ in example_penalties(random):
+        assert error("penalise", args) < 1e-6
+    logits, counts = torch.randn(rows, vocab, device="cuda"), torch.randint(0, 3, (4, vocab), device="cuda").int()
+    args = (logits, counts, torch.randint(-1, 4, (rows,), device="cuda"), torch.rand(4, 3, device="cuda") + 0.5)
+    assert error("penalise", args) < 1e-6
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
@@ -44,7 +45,11 @@ class Kernel:
     def __init__(self, env: dict[str, str] | None = None) -> None:
         self._folder = TemporaryDirectory(prefix="nbengine-")
         # sockets in a folder of its own: free ports that two test processes find at the same moment are the same ones
-        self.manager = KernelManager(kernel_name="python3", transport="ipc", ip=f"{self._folder.name}/kernel")
+        self.id = str(uuid.uuid4())
+        self.manager = KernelManager(
+            kernel_name="python3", transport="ipc", ip=f"{self._folder.name}/kernel",
+            connection_file=f"{self._folder.name}/kernel-{self.id}.json",  # named as a Jupyter server names it
+        )  # fmt: skip
         self.manager.start_kernel(
             env={**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1", "CUDA_VISIBLE_DEVICES": "", **(env or {})},
             extra_arguments=["--log-level=CRITICAL"],

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -13,6 +14,7 @@ import pytest
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 LESSONS = sorted(NOTEBOOKS.glob("*.ipynb"))
+VIEW = "application/vnd.jupyter.widget-view+json"
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|usr|opt|var|mnt)/\w|[A-Z]:\\\\?Users|site-packages|\.venv")
 
 
@@ -53,8 +55,10 @@ def test_the_lesson_is_saved_with_outputs_that_need_no_kernel_and_no_script(less
     saved, executed = (code_cells(path) for path in lesson)
     assert [cell.source for cell in saved] == [cell.source for cell in executed]
     assert [bool(cell.outputs) for cell in saved] == [bool(cell.outputs) for cell in executed]
-    kinds = {kind for cell in saved for output in cell.outputs for kind in output.get("data", {})}
-    assert kinds <= {"text/plain", "text/html", "text/markdown", "image/png"}
+    shown = [output.get("data", {}) for cell in saved for output in cell.outputs]
+    assert {kind for data in shown for kind in data} <= {"text/plain", "text/html", "text/markdown", "image/png", "image/svg+xml", VIEW}
+    pictures = [after for data, after in pairwise([*shown, {}]) if VIEW in data]
+    assert all("image/svg+xml" in picture for picture in pictures), "each live view has its picture right after it"
     assert "widgets" not in nbformat.read(lesson[0], as_version=4).metadata
     text = lesson[0].read_text()
     assert MACHINE_PATH.findall(text) == []

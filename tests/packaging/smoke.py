@@ -9,7 +9,10 @@ elapsed = time.perf_counter() - start
 
 # ruff: noqa: E402 - nothing may be imported before nbengine: what it needs counts
 import importlib
+import json
 import pkgutil
+import subprocess
+import sys
 from importlib.metadata import files, version
 from pathlib import Path
 
@@ -33,6 +36,19 @@ listed = {str(path) for path in files("nbengine") or []}
 assert not [path for path in listed if path.startswith(("kernels/", "widgets/", "tests/"))], listed
 model = {path.name for path in (checkout / "nbengine/tales").iterdir() if path.is_file()}
 assert model <= {path.name for path in (home / "tales").iterdir()}, model
+
+enabled = Path(sys.prefix) / "etc/jupyter/jupyter_server_config.d/nbengine.json"
+assert json.loads(enabled.read_text())["ServerApp"]["jpserver_extensions"] == {"nbengine": True}
+listed = subprocess.run(
+    [sys.executable, "-c", "from jupyter_server.extension.serverextension import main; main()", "list"],
+    capture_output=True,
+    text=True,
+    check=True,
+)
+lines = [line.strip() for line in (listed.stdout + listed.stderr).splitlines() if "nbengine" in line]
+assert any("enabled" in line for line in lines), listed
+assert any(nbengine.__version__ in line and "OK" in line for line in lines), listed
+print("  a Jupyter server loads its extension")
 
 with nbengine.LLM("tales", max_model_len=128).engine as engine:
     [result] = engine.generate(["Once upon a time"], nbengine.SamplingParams(max_tokens=24, temperature=0))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
 HEAVY = {
-    "IPython", "anywidget", "huggingface_hub", "ipykernel", "ipywidgets", "jupyter_server", "numpy", "pandas", "plotly",
+    "IPython", "anywidget", "huggingface_hub", "ipykernel", "ipywidgets", "jupyter_server", "msgspec", "numpy", "pandas", "plotly", "prometheus_client",
     "safetensors", "tokenizers", "torch", "tornado", "transformers", "triton",
 }  # fmt: skip
 NOTEBOOK = ["IPython", "anywidget", "ipykernel", "ipywidgets", "jupyter_server", "nest_asyncio2", "notebook", "plotly", "tornado"]
@@ -78,6 +79,27 @@ def test_the_engine_generates_without_triton(fresh: Callable[..., Any]) -> None:
         print(len(engine.generate(["Once upon a time"], SamplingParams(max_tokens=4, ignore_eos=True))[0].outputs[0].token_ids))
     """
     assert fresh(BLOCK + code, "triton") == 4
+
+
+def test_a_jupyter_server_loads_the_extension_without_torch_or_anything_else_of_the_engine(fresh: Callable[..., Any]) -> None:
+    code = """
+    import json
+    import pkgutil
+    import nbengine.server_extension
+    from importlib import import_module
+    from jupyter_server.extension.manager import ExtensionPackage
+
+    for module in pkgutil.iter_modules(nbengine.server_extension.__path__, "nbengine.server_extension."):
+        import_module(module.name)
+    import nbengine.serve.openapi
+    assert nbengine.serve.openapi.description()
+    package = ExtensionPackage(name="nbengine", enabled=True)
+    print(json.dumps([package.validate(), package.version, list(package.extension_points), [name for name in sys.argv[1:] if name in sys.modules]]))
+    """
+    engine = ["IPython", "huggingface_hub", "ipykernel", "numpy", "safetensors", "tokenizers", "torch", "transformers", "triton"]
+    valid, version, points, loaded = fresh(BLOCK + code, *engine)
+    assert (valid, points, loaded) == (True, ["nbengine"], [])
+    assert version == import_module("nbengine").__version__
 
 
 def test_the_blocker_blocks(fresh: Callable[..., Any]) -> None:

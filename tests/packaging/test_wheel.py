@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -22,9 +23,11 @@ def build(source: Path, out: Path, *options: str) -> None:
     assert "would be ignored" not in done.stdout + done.stderr
 
 
-def contents(wheel: Path) -> dict[str, bytes]:
+def contents(wheel: Path, *, data: bool = False) -> dict[str, bytes]:
+    """What goes where Python looks for packages or, with `data`, what goes elsewhere, by its path in the environment."""
     with zipfile.ZipFile(wheel) as archive:
-        return {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+        return {name.partition(".data/data/")[2] or name: archive.read(name) for name in names if (".data/" in name) == data}
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,12 @@ def test_the_wheel_built_from_the_tree_and_the_one_from_the_source_archive_are_t
 
 def test_the_wheel_installs_one_top_level_package(dist: Path) -> None:
     assert {name.partition("/")[0] for name in contents(next(dist.glob("*.whl")))} == {"nbengine"}
+
+
+def test_the_wheel_makes_a_jupyter_server_load_the_extension(dist: Path) -> None:
+    [(path, config)] = contents(next(dist.glob("*.whl")), data=True).items()
+    assert path == "etc/jupyter/jupyter_server_config.d/nbengine.json"
+    assert json.loads(config) == {"ServerApp": {"jpserver_extensions": {"nbengine": True}}}
 
 
 def test_the_archives_carry_the_licence_and_no_tests(dist: Path) -> None:

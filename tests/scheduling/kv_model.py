@@ -352,7 +352,7 @@ class Simulation:
         assert batch.num_tokens == int(batch.counts.sum())
         assert 0 < batch.num_tokens <= scheduler.max_num_batched_tokens, "more tokens than the budget"
         assert (batch.counts > 0).all()
-        assert len(scheduler.running) <= scheduler.max_num_seqs, "more sequences than allowed"
+        assert len(scheduler.running) <= (scheduler.max_num_seqs if batch.admitted else scheduler.most[1]), "more sequences than allowed"
         assert len(set(batch.rows.tolist())) == len(batch.rows), "a row runs twice"
         assert len(set(batch.sample_rows.tolist())) == len(batch.sample_rows), "a row samples twice"
 
@@ -366,7 +366,7 @@ class Simulation:
         assert [held[b] for b in range(pool.num_blocks)] == pool.references, "the references are not the tables that hold the blocks"
         assert all(len(set(s.blocks)) == len(s.blocks) for s in running.values()), "a block stands twice in a table"
         rows = [s.row for s in running.values()]
-        assert sorted(rows + scheduler._free_rows) == list(range(scheduler.max_num_seqs)), "a row is lost or given twice"
+        assert sorted(rows + scheduler._free_rows) == list(range(scheduler.most[1])), "a row is lost or given twice"
         waiting = scheduler.waiting
         assert [s.place for s in waiting] == sorted(s.place for s in waiting)
         assert all(s.row < 0 and not s.blocks and not s.in_flight and s.finish_reason is None for s in waiting)

@@ -1,7 +1,7 @@
 import pytest
 from kv_waste import BLOCK_SIZE, MAX_MODEL_LEN, ReserveModelLength, measure
-from workloads import workload
 
+from nbengine.bench.workloads import workload
 from nbengine.policy import Policy, ReserveMaximum
 
 

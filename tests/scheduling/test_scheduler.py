@@ -25,6 +25,34 @@ def test_no_step_has_more_tokens_or_sequences_than_allowed():
     assert max(len(b.rows) for b in sim.batches) == 3
 
 
+def test_limits_can_be_lowered_and_raised_again_up_to_what_there_are_rows_for():
+    sim = Simulation(num_blocks=40, max_num_seqs=4, budget=16)
+    for i in range(6):
+        sim.add([i % 2] * 3, 9, seed=i)
+    sim.step()
+    assert len(sim.scheduler.running) == 4
+    sim.scheduler.limit(5, 2)
+    sim.step()
+    assert len(sim.scheduler.running) == 4  # who runs is not sent away
+    while len(sim.scheduler.running) == 4:
+        sim.step()
+    sim.step()
+    assert len(sim.scheduler.running) <= 2
+    assert max(b.num_tokens for b in sim.batches[1:]) <= 5
+    sim.scheduler.limit(16, 4)
+    sim.drain()
+
+
+@pytest.mark.parametrize(
+    ("budget", "sequences", "name"), [(0, None, "max_num_batched_tokens"), (17, None, "1 and 16"), (None, 5, "1 and 4")]
+)
+def test_a_limit_beyond_what_the_engine_was_made_for_is_refused(budget, sequences, name):
+    sim = Simulation(num_blocks=40, max_num_seqs=4, budget=16)
+    with pytest.raises(ValueError, match=name):
+        sim.scheduler.limit(budget, sequences)
+    assert (sim.scheduler.max_num_batched_tokens, sim.scheduler.max_num_seqs) == (16, 4)
+
+
 def test_a_long_prompt_is_computed_in_chunks_beside_sequences_that_decode():
     sim = Simulation(num_blocks=40, budget=8)
     (decoding,) = sim.add([0, 1], 10)

@@ -137,6 +137,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.sim.core.suspend()
             self.sim.check()
 
+    @rule(budget=st.integers(1, 12), max_num_seqs=st.integers(1, 5))
+    def set_limits(self, budget, max_num_seqs):
+        scheduler = self.sim.scheduler
+        scheduler.limit(min(budget, scheduler.most[0]), min(max_num_seqs, scheduler.most[1]))
+
     @rule(policy=any_policy)
     def use_another_policy(self, policy):
         self.only_fcfs = False

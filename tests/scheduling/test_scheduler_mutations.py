@@ -257,6 +257,7 @@ def free_anywhere(self, block, uid):
         del self.tables[uid]
     self.references[block] -= 1
     if self.references[block] == 0:
+        self.copied.pop(block, None)
         if self.hashes[block] is None:
             self.blank.append(block)
         else:

@@ -1,0 +1,63 @@
+"""What each optimisation is worth: the same cells with one of them off at a time."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from nbengine.bench.measure import Settings, best, opened
+from nbengine.bench.results import Results, say, table
+from nbengine.config import EngineConfig
+from nbengine.ops import Ops
+
+OFF: dict[str, Any] = {"overlap": False, "cuda_graphs": False, "run_ahead_ms": 0.0, "enable_prefix_caching": False}  # option: value
+ALL_ON = "all on"
+
+
+def switches(settings: Settings, ops: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Engine options by what they turn off: whatever this engine has an option for, each kernel, and everything together."""
+    known = {field.name for field in fields(EngineConfig)}
+    options = {name: value for name, value in OFF.items() if name in known}
+    kernels = [name for name, kind in Ops.default(settings.device).in_use().items() if kind == "triton"]
+    chosen = kernels if ops is None else [name for name in ops if name in kernels]
+    together: dict[str, Any] = {**options, **({"ops": dict.fromkeys(kernels, "reference")} if kernels else {})}
+    return {
+        ALL_ON: {},
+        **{f"{name}={value}": {name: value} for name, value in options.items()},
+        **{f"{name} by its reference": {"ops": {name: "reference"}} for name in chosen},
+        "all off": together,
+    }
+
+
+def measure(
+    models: list[str], workloads: list[str], settings: Settings, results: Results, ops: list[str] | None = None
+) -> list[dict[str, Any]]:
+    """Everything on first and, to see how much two equal runs differ, last."""
+    rows: list[dict[str, Any]] = []
+    for model in models:
+        base: dict[str, float] = {}
+        for label, options in [*switches(settings, ops).items(), (f"{ALL_ON}, again", {})]:
+            if not settings.allows(f"{label} on {model}"):
+                continue
+            try:
+                reached = _reached(model, workloads, settings, options)
+            except Exception as error:  # noqa: BLE001 - a reference may need more memory than there is; the others are still worth measuring
+                say(f"{model}, {label}: failed with {type(error).__name__}: {error}")
+                rows.append(results.add("switch", {"model": model, "switch": label, "error": f"{type(error).__name__}: {error}"}))
+                continue
+            for name, rate in reached.items():
+                base.setdefault(name, rate)
+                row = {"model": model, "workload": name, "switch": label, "tok_s": rate, "all_on_is_faster_by": base[name] / rate}
+                rows.append(results.add("switch", row))
+                say(f"{model} {name}, {label}: {rate:,.0f} tok/s")
+    shown = [
+        (f"{row['model']} {row.get('workload', '')}", row["switch"], row.get("tok_s", "failed"), row.get("all_on_is_faster_by"))
+        for row in rows
+    ]
+    table("one optimisation off at a time", ("cell", "off", "tok/s", "all on is faster by"), shown)
+    return rows
+
+
+def _reached(model: str, workloads: list[str], settings: Settings, options: dict[str, Any]) -> dict[str, float]:
+    with opened(model, settings, **{**settings.config, **options}) as (llm, _):
+        return {name: best(llm, name, settings)[0].rate for name in workloads}

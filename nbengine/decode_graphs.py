@@ -1,0 +1,64 @@
+"""Steps of one token a row as CUDA graphs: hundreds of launches that the host makes once and then repeats with one call."""
+
+from __future__ import annotations
+
+import contextlib
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+SIZES = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
+
+
+class DecodeGraphs:
+    """A graph for each size of a step and each kind of body, captured when it is needed a second time; all share one pool of memory.
+
+    The first time, the body simply runs: what it needs is compiled then. What a graph reads and writes must stay where it is.
+    """
+
+    def __init__(self, max_rows: int) -> None:
+        self.sizes = [size for size in SIZES if size < max_rows] + [max_rows]
+        self._graphs: dict[tuple[int, str], torch.cuda.CUDAGraph | None] = {}
+        self._pool: Any = None
+
+    def size_for(self, rows: int) -> int:
+        """The size of the step that so many rows are padded to."""
+        return self.sizes[bisect_left(self.sizes, rows)]
+
+    def run(self, size: int, kind: str, body: Callable[[int], None]) -> None:
+        """Run the body for this size, from its graph if there is one."""
+        key = size, kind
+        graph = self._graphs.get(key)
+        if graph is not None:
+            graph.replay()
+        elif key not in self._graphs:
+            self._graphs[key] = None
+            body(size)
+        else:
+            self._graphs[key] = graph = self._capture(size, body)
+            graph.replay()
+
+    def missing(self, kind: str) -> int | None:
+        """The smallest size that has no graph of this kind yet."""
+        return next((size for size in self.sizes if self._graphs.get((size, kind)) is None), None)
+
+    def clear(self) -> None:
+        """Forget all: something that they read or write has moved."""
+        self._graphs.clear()
+        self._pool = None
+
+    def _capture(self, size: int, body: Callable[[int], None]) -> torch.cuda.CUDAGraph:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")  # other threads may use the card meanwhile
+        try:
+            body(size)
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # what the body met is told, not that the capture is incomplete
+                graph.capture_end()
+            raise
+        graph.capture_end()
+        return graph

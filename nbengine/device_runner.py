@@ -1,0 +1,343 @@
+"""Batches on a GPU: launched without waiting for the ones before, their tokens fetched when somebody asks for them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from nbengine.batch import Batch
+from nbengine.decode_graphs import DecodeGraphs
+from nbengine.device_errors import told_apart
+from nbengine.device_sampler import DeviceSampler, Drawing
+from nbengine.kernels.prepare_step import HEADER, SampleInputs, packed_size
+from nbengine.kernels.update_tables import ROW
+from nbengine.residence import Residence
+from nbengine.sampler import logprob_entries, logprob_tensors
+from nbengine.staging import Slot, Staging, to_device, to_host
+from nbengine.state_tables import StateTables, packed_rows
+from nbengine.step_inputs import StepInputs
+
+if TYPE_CHECKING:
+    from nbengine.batch import Sampled
+    from nbengine.models.loading import LoadedModel
+    from nbengine.sampler import LogprobTensors
+
+_SCORED = 256  # prompt positions whose logits are held together
+
+
+_WARM_TOKENS = 16
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A launched step."""
+
+    batch: Batch
+    slot: Slot
+    drawing: Drawing
+    prompt_logprobs: dict[int, list[LogprobTensors]] = field(default_factory=dict)  # by batch row
+
+
+class DeviceRunner:
+    """Several steps may be in flight. Used by the engine's thread alone, whose current stream it takes for all it does.
+
+    Live sequences have rows in tables on the device. A step sends what is new in one copy; the device makes its inputs from that
+    and from the tables, and draws tokens that the next step reads there, before the host has seen them.
+    """
+
+    overlaps = True
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_rows: int,
+        max_tokens: int,
+        max_model_len: int,
+        cuda_graphs: bool = True,
+    ) -> None:
+        device = self.device = loaded.device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the weights were brought by another stream
+            torch.cuda.set_device(device)
+            torch.cuda.set_stream(torch.cuda.Stream(device))
+        self.loaded = loaded
+        self.ops = loaded.ops
+        self.residence = Residence(loaded, num_blocks, block_size)
+        self.block_size = block_size
+        self.tables = StateTables(max_rows, -(-max_model_len // block_size), device)
+        self.sampler = DeviceSampler(loaded.vocab_size, max_rows, device, loaded.ops, self.tables)
+        self.graphs = DecodeGraphs(max_rows) if cuda_graphs and device.type == "cuda" else None
+        self._staging = Staging(packed_size(max_rows, max_tokens, max_rows), max_rows, device)
+        self._inputs = self._make_inputs(max_rows, max_tokens)
+        self._samples = SampleInputs.empty(max_rows, device)
+        self._hidden = torch.zeros((max_rows, loaded.hidden_size), dtype=loaded.dtype, device=device)
+        self._drawn = torch.zeros(max_rows, dtype=torch.int64, device=device)
+        self._prompts: dict[int, list[int]] = {}  # of state rows whose prompt's log-probabilities are wanted
+        self._flights: deque[_Flight] = deque()
+
+    # ── a step ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @torch.inference_mode()
+    def launch(self, batch: Batch) -> None:
+        """Have the device bring its tables up to date, compute the batch and draw its tokens; wait for none of it."""
+        slot = self._staging.take()
+        try:
+            slot.began.set()
+            self._update(batch, slot)
+            flight = _Flight(batch, slot, Drawing())
+            rows, samples = len(batch.rows), len(batch.sample_rows)
+            if rows == samples == batch.num_tokens and not batch.prompt_logprobs:
+                drawn = self._decode(batch, flight)
+            else:
+                drawn = self._compute(batch, flight)
+            if samples:
+                first = self._staging.first
+                source = first(drawn, samples) if drawn is self._drawn else drawn
+                first(slot.drawn, samples).copy_(source, non_blocking=True)
+            slot.ended.set()
+        except BaseException as error:  # noqa: BLE001 - raised again, or by a better name
+            self._staging.give_back(slot)
+            raise told_apart(error, self.device) from None
+        self._flights.append(flight)
+
+    @torch.inference_mode()
+    def sample(self, mask: Any = None) -> Sampled:
+        """The tokens of the batch launched first whose tokens were not asked for; waits for them."""
+        assert mask is None, "no structured output yet"
+        flight = self._flights.popleft()
+        slot, batch = flight.slot, flight.batch
+        try:
+            slot.ended.wait()
+            tokens = slot.drawn_numbers[: len(batch.sample_rows)].copy()
+            sampled = self.sampler.collect(tokens, batch.sample_rows, flight.drawing)
+            sampled.device_s = slot.ended.seconds_since(slot.began)
+            for row, pieces in flight.prompt_logprobs.items():
+                sampled.prompt_logprobs[row] = [entry for piece in pieces for entry in logprob_entries(*piece)]
+        except RuntimeError as error:
+            raise told_apart(error, self.device) from None
+        finally:
+            self._staging.give_back(slot)
+        return sampled
+
+    @property
+    def ready(self) -> bool:
+        """Whether `sample` would not wait."""
+        return bool(self._flights) and self._flights[0].slot.ended.passed
+
+    def _update(self, batch: Batch, slot: Slot) -> None:
+        """New rows and blocks into the tables, and what is to be copied on write."""
+        for new in batch.admitted:
+            self.sampler.admit(new)
+            if new.params.prompt_logprobs is not None:
+                self._prompts[new.row] = list(new.prompt)
+        admitted, writes = len(batch.admitted), len(batch.table_writes)
+        if admitted or writes:
+            first = len(self._staging.step)  # behind what the step itself sends from this slot
+            count = admitted * ROW + writes * 3
+            slot.need(first + count)
+            numbers = slot.numbers[first : first + count]
+            if admitted:
+                numbers[: admitted * ROW] = packed_rows(batch.admitted).ravel()
+            numbers[admitted * ROW :] = batch.table_writes[:, 1:].ravel()
+            self.ops.update_tables(self._staging.send_updates(slot, first, count), self.tables, admitted, writes)
+        if len(batch.copies):
+            self.ops.copy_blocks(self.residence.caches, to_device(batch.copies, self.device))
+
+    def _decode(self, batch: Batch, flight: _Flight) -> torch.Tensor:
+        """A step of one token a row, each of which draws the next: its shape is all that a graph needs to know."""
+        rows, graphs = len(batch.rows), self._usable_graphs()
+        size = rows if graphs is None else graphs.size_for(rows)
+        self._send(batch, flight.slot, size, size, size)
+        plain = self.sampler.plain(batch.sample_rows)
+        body, kind = (self._decode_and_draw, "draw") if plain else (self._decode_only, "decode")
+        if graphs is None:
+            body(size, (batch.starts + batch.counts).tolist())
+        else:
+            graphs.run(size, kind, body)
+        if plain:
+            return self._drawn
+        drawn, flight.drawing = self.sampler.draw(self._logits(self._hidden[:rows]), batch, self._samples.first(rows))
+        return drawn
+
+    def _decode_only(self, size: int, contexts: list[int] | None = None) -> None:
+        hidden, _ = self._forward(size, size, size, [1] * size, contexts or [1] * size)
+        self._hidden[:size].copy_(hidden)
+
+    def _decode_and_draw(self, size: int, contexts: list[int] | None = None) -> None:
+        hidden, samples = self._forward(size, size, size, [1] * size, contexts or [1] * size)
+        self._drawn[:size].copy_(self.sampler.draw_plainly(self._logits(hidden), samples))
+
+    def _forward(self, rows: int, tokens: int, samples: int, counts: list[int], contexts: list[int]) -> tuple[torch.Tensor, SampleInputs]:
+        """The hidden states of the step that was sent. Only ops that no graph may hold look at the contexts."""
+        inputs, sample_inputs = self._views(rows, tokens, samples)
+        inputs.query_lens_host, inputs.context_lens_host = counts, contexts
+        self.ops.prepare_step(self._staging.step, self.tables, inputs, sample_inputs)
+        return self.residence.model.forward(inputs, self.residence.caches), sample_inputs
+
+    def _usable_graphs(self) -> DecodeGraphs | None:
+        """The graphs, while every op in use can be held by one: a reference or a function of a user's may ask the host."""
+        return self.graphs if self.ops.capturable else None
+
+    def _compute(self, batch: Batch, flight: _Flight) -> torch.Tensor:
+        """A step of any other shape."""
+        rows, tokens, count = len(batch.rows), batch.num_tokens, len(batch.sample_rows)
+        self._send(batch, flight.slot, rows, tokens, count)
+        hidden, samples = self._forward(rows, tokens, count, batch.counts.tolist(), (batch.starts + batch.counts).tolist())
+        drawn = self._drawn
+        if count:
+            logits = self._logits(hidden.index_select(0, samples.last))
+            if self.sampler.plain(batch.sample_rows):
+                drawn = self.sampler.draw_plainly(logits, samples)
+            else:
+                drawn, flight.drawing = self.sampler.draw(logits, batch, samples)
+        for row, top in batch.prompt_logprobs.items():
+            flight.prompt_logprobs[row] = self._score(batch, row, hidden, top)
+        return drawn
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.residence.model.logits(hidden)
+        return logits
+
+    def _score(self, batch: Batch, row: int, hidden: torch.Tensor, top: int) -> list[LogprobTensors]:
+        """What a row's hidden states say of the tokens of its prompt that follow them."""
+        start, count = int(batch.starts[row]), int(batch.counts[row])
+        targets = self._prompts[int(batch.rows[row])][start + 1 : start + count + 1]
+        first = int(batch.counts[:row].sum())
+        ids = to_device(np.array(targets, np.int64), self.device)
+        scored = []
+        for at in range(0, len(targets), _SCORED):
+            part = ids[at : at + _SCORED]
+            logits = self._logits(hidden[first + at : first + at + len(part)])
+            wanted = self.loaded.vocab_size if top == -1 else top
+            scored += [tuple(map(to_host, piece)) for piece in logprob_tensors(logits, part, wanted)]
+        return scored  # type: ignore[return-value] # three tensors each
+
+    def _send(self, batch: Batch, slot: Slot, rows: int, tokens: int, samples: int) -> None:
+        """Pack a step into parts of these sizes, as kernels/prepare_step.py reads them."""
+        count, size = len(batch.rows), packed_size(rows, tokens, samples)
+        numbers = slot.numbers
+        numbers[:3] = count, batch.num_tokens, len(batch.sample_rows)
+        at = HEADER
+        for part, room in ((batch.rows, rows), (batch.starts, rows)):
+            numbers[at : at + count] = part
+            at += room
+        ends = numbers[at : at + rows + 1]
+        ends[0] = 0
+        np.cumsum(batch.counts, out=ends[1 : count + 1])
+        if rows > count:  # one token each for the rows that pad the step
+            ends[count + 1 :] = np.arange(batch.num_tokens + 1, batch.num_tokens + 1 + rows - count)
+        at += rows + 1
+        for part, room in ((batch.sample_index, samples), (batch.sample_rows, samples), (batch.tokens, tokens)):
+            numbers[at : at + len(part)] = part
+            at += room
+        self._staging.send(slot, size)
+
+    def _make_inputs(self, rows: int, tokens: int) -> StepInputs:
+        def made(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+
+        return StepInputs(
+            tokens=made(tokens),
+            positions=made(tokens),
+            slots=made(tokens),
+            block_tables=made(rows, self.tables.blocks.shape[1], dtype=torch.int32),
+            query_starts=made(rows + 1, dtype=torch.int32),
+            context_lens=made(rows, dtype=torch.int32),
+            block_size=self.block_size,
+            query_lens_host=[],
+            context_lens_host=[],
+            lengths=made(tokens) if self.loaded.rope_by_length else None,
+        )
+
+    def _views(self, rows: int, tokens: int, samples: int) -> tuple[StepInputs, SampleInputs]:
+        """The first of all inputs, with a scratch of their own."""
+        whole = self._inputs
+        inputs = StepInputs(
+            tokens=whole.tokens[:tokens],
+            positions=whole.positions[:tokens],
+            slots=whole.slots[:tokens],
+            block_tables=whole.block_tables[:rows],
+            query_starts=whole.query_starts[: rows + 1],
+            context_lens=whole.context_lens[:rows],
+            block_size=self.block_size,
+            query_lens_host=[],
+            context_lens_host=[],
+            lengths=None if whole.lengths is None else whole.lengths[:tokens],
+        )
+        return inputs, self._samples.first(samples)
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Have the kernels of a prompt's step and of a token's compiled, loaded and captured, on steps of nobody's rows."""
+        if self.device.type != "cuda" or not self.ops.capturable:
+            return  # a reference reads what nobody's rows do not have
+        nobody = np.zeros(0, np.int32)
+        batch = Batch(0, nobody, nobody, nobody, nobody, nobody.reshape(0, 4), nobody.reshape(0, 2), nobody, nobody)
+        slot = self._staging.take()
+        tokens = min(_WARM_TOKENS, len(self._inputs.tokens))
+        self._send(batch, slot, 1, tokens, 1)
+        slot.numbers[HEADER + 3] = tokens  # where the one row that pads the step ends
+        self._staging.send(slot, packed_size(1, tokens, 1))
+        hidden, samples = self._forward(1, tokens, 1, [tokens], [tokens])
+        self.sampler.draw_plainly(self._logits(hidden.index_select(0, samples.last)), samples)
+        for _ in range(2):  # run, then captured
+            self._send(batch, slot, 1, 1, 1)
+            if (graphs := self._usable_graphs()) is None:
+                self._decode_and_draw(1)
+            else:
+                graphs.run(1, "draw", self._decode_and_draw)
+        slot.ended.set()
+        slot.ended.wait()
+        self._staging.give_back(slot)
+
+    def free(self) -> None:
+        """Give back what can be made again, for a step that found no memory."""
+        self._forget_graphs()
+        self.residence.empty_device_cache()
+
+    # ── control, between steps, with none in flight ─────────────────────────────────────────────────────────────────
+
+    def use(self, ops: dict[str, str | Callable[..., Any]]) -> None:
+        """Exchange ops; each new one is checked against its reference first, and all are refused if one fails."""
+        self.ops.use_all(ops)
+        if self.residence.model is not None:
+            self.residence.model.lay_out()
+        self._forget_graphs()
+
+    def resize(self, num_blocks: int) -> None:
+        self._forget_graphs()
+        self.residence.resize(num_blocks)
+
+    def sleep(self, level: int) -> None:
+        self._forget_graphs()
+        self.residence.sleep(level)
+
+    def wake_up(self) -> None:
+        self.residence.wake_up()
+
+    def update_weights(self, weights: Any) -> None:
+        self.residence.update_weights(weights)
+
+    def _forget_graphs(self) -> None:
+        if self.graphs is not None:
+            self.graphs.clear()
+
+    def close(self) -> None:
+        """Give every tensor back. Nothing can be run after this."""
+        self._flights.clear()
+        self._forget_graphs()
+        for name in ("sampler", "tables", "_staging", "_inputs", "_samples", "_hidden", "_drawn"):
+            self.__dict__.pop(name, None)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001 - there is no public call that gives them back
+            torch._C._host_emptyCache()  # noqa: SLF001 - likewise, of pinned main memory
+        self.residence.close()

@@ -1,0 +1,260 @@
+"""What the runner for GPUs promises, on a GPU: `make test-gpu`."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from nbengine import Engine, SamplingParams
+from nbengine.device_runner import DeviceRunner
+from nbengine.errors import RequestError
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine")]
+
+PROMPTS = [
+    "Once upon a time",
+    "The fox",
+    "The king had three sons, and the youngest",
+    "In the middle of the forest there stood a house",
+] * 6
+SMALL = {"max_model_len": 512, "kv_cache_memory_bytes": 1 << 28}
+
+
+def tokens(outputs):
+    return [[completion.token_ids for completion in output.outputs] for output in outputs]
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """transformers' tales in bfloat16."""
+    from transformers import AutoModelForCausalLM
+
+    import nbengine
+
+    folder = nbengine.__path__[0] + "/tales"
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).cuda().eval()
+
+
+def test_tales_differs_from_transformers_only_where_its_own_margin_is_below_bf16_error(reference):
+    """Teacher-forced: transformers' greedy continuations are the prompts, and the engine says what it would have chosen at each place."""
+    with Engine("tales", dtype="bfloat16", max_logprobs=-1, **SMALL) as engine:
+        tokenizer = engine.get_tokenizer()
+        asked = differing = 0
+        for text in PROMPTS[:4]:
+            ids = torch.tensor([tokenizer.encode(text)], device="cuda")
+            full = reference.generate(ids, max_new_tokens=200, min_new_tokens=200, do_sample=False, pad_token_id=0)[0].tolist()
+            with torch.no_grad():
+                logits = reference(torch.tensor([full], device="cuda")).logits[0].float()
+            params = SamplingParams(max_tokens=1, prompt_logprobs=1, temperature=0)
+            entries = engine.generate({"prompt_token_ids": full}, params)[0].prompt_logprobs
+            for position in range(ids.shape[1], len(full)):
+                own = max(entries[position].items(), key=lambda item: item[1].logprob)[0]
+                best = logits[position - 1].topk(2)
+                theirs, margin = int(best.indices[0]), float(best.values[0] - best.values[1])
+                asked += 1
+                if own != theirs:
+                    differing += 1
+                    assert margin < 2**-6 * float(best.values[0].abs()), (position, margin)  # two roundings of a bfloat16 logit
+        assert asked == 800
+        assert differing < asked * 0.02
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": 0},
+        {"seed": 3, "top_p": 0.9},
+        {"seed": 3, "n": 3},
+        {"temperature": 0, "repetition_penalty": 1.3},
+        {"seed": 5, "frequency_penalty": 0.7, "presence_penalty": 0.2},
+        {"seed": 5, "min_tokens": 20, "logit_bias": {300: 3.0}},
+        {"temperature": 0, "bad_words": ["the", "little girl"]},
+        {"temperature": 0, "stop": ["and"]},
+        {"seed": 2, "logprobs": 4, "prompt_logprobs": 2},
+    ],
+    ids="-".join,
+)
+def test_float32_gives_the_tokens_of_the_cpu(params):
+    found = []
+    for device, options in (
+        ("cpu", {}),
+        ("cuda", {}),
+        ("cuda", {"cuda_graphs": False}),
+        ("cuda", {"overlap": False, "num_gpu_blocks_override": 40}),
+    ):
+        with Engine("tales", device=device, dtype="float32", **{**SMALL, "max_model_len": 256, **options}) as engine:
+            found.append(tokens(engine.generate(PROMPTS, SamplingParams(max_tokens=40, **params))))
+    for other in found[1:]:  # float32 sums are not the same everywhere, and now and then a draw stands right at an edge
+        assert sum(one != two for one, two in zip(found[0], other, strict=True)) <= len(PROMPTS) // 12
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_deterministic_tokens_are_the_same_whatever_shares_the_batch(dtype):
+    wish = SamplingParams(max_tokens=60, temperature=1.0, seed=11, logprobs=1, ignore_eos=True)
+    found = []
+    for company, options in (
+        (0, {}),
+        (40, {}),
+        (7, {"max_num_batched_tokens": 21}),
+        (40, {"cuda_graphs": False}),
+        (60, {"num_gpu_blocks_override": 150}),
+    ):
+        with Engine("tales", dtype=dtype, deterministic=True, **{**SMALL, **options}) as engine:
+            others = engine.submit_all(
+                [PROMPTS[i % 4] * (1 + i % 5) for i in range(company)], SamplingParams(max_tokens=50, ignore_eos=True)
+            )
+            request = engine.submit(PROMPTS[2] * 9, wish)
+            output = request.result().outputs[0]
+            found.append((output.token_ids, [entry[token].logprob for entry, token in zip(output.logprobs, output.token_ids, strict=True)]))
+            for other in others:
+                other.result()
+    assert all(one == found[0] for one in found)
+
+
+def test_rounds_of_loading_leave_nothing_behind():
+    def left():
+        gc.collect()
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+
+    with Engine("tales", **SMALL) as engine:
+        engine.generate(PROMPTS, SamplingParams(max_tokens=20))
+    torch.cuda.empty_cache()
+    before = left()
+    for turn in range(20):
+        engine = Engine("tales", **SMALL)
+        requests = engine.submit_all(PROMPTS, SamplingParams(max_tokens=200, ignore_eos=True))
+        if turn % 3 == 0:
+            for request in requests:
+                request.result()
+        elif turn % 3 == 1:
+            with pytest.raises(RequestError):
+                engine.generate("x", SamplingParams(logits_processors=[lambda output, logits: 1 / 0]))
+        engine.close()
+        del engine, requests
+        after = left()
+        assert after[0] - before[0] <= 20 << 20
+        assert after[1] - before[1] <= 20 << 20
+
+
+def test_sleeping_gives_the_weights_and_the_cache_back():
+    with Engine("tales", dtype="bfloat16", **SMALL) as engine:
+        params = SamplingParams(temperature=0, max_tokens=30)
+        first = tokens(engine.generate(PROMPTS[:4], params))
+        for level in (1, 2, 1):
+            full = torch.cuda.memory_allocated()
+            engine.sleep(level)
+            assert full - torch.cuda.memory_allocated() > (256 + 28) << 20
+            engine.wake_up()
+            assert tokens(engine.generate(PROMPTS[:4], params)) == first
+
+
+def test_the_pool_is_resized_while_requests_run():
+    with Engine("tales", dtype="float32", **SMALL) as engine:
+        params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+        expected = tokens(engine.generate(PROMPTS, params))
+        engine.reset_prefix_cache()
+        requests = engine.submit_all(PROMPTS, params)
+        for blocks in (100, 400, 33):
+            time.sleep(0.1)
+            engine.resize_kv_cache(blocks)
+            assert engine.stats()["blocks_total"] == blocks == engine.info.memory.num_blocks
+        assert tokens([request.result() for request in requests]) == expected
+        with pytest.raises(ValueError, match="max_model_len=512 takes 32 blocks"):
+            engine.resize_kv_cache(31)
+        with pytest.raises(MemoryError, match="keeps its 33"):
+            engine.resize_kv_cache(10**9)
+        assert tokens(engine.generate(PROMPTS[:2], params)) == expected[:2]
+
+
+def test_a_step_without_memory_is_done_in_smaller_ones(monkeypatch, caplog):
+    with Engine("tales", dtype="float32", enable_prefix_caching=False, **SMALL) as engine:
+        params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+        prompts = [text * 9 for text in PROMPTS]
+        expected = tokens(engine.generate(prompts, params))
+        original, found = DeviceRunner._compute, []
+
+        def compute(self, batch, flight):
+            if batch.num_tokens > 64:
+                found.append(torch.empty(1 << 50, dtype=torch.uint8, device="cuda"))  # more than there is
+            return original(self, batch, flight)
+
+        monkeypatch.setattr(DeviceRunner, "_compute", compute)
+        assert tokens(engine.generate(prompts, params)) == expected
+        assert not found
+        assert "found no memory" in caplog.text
+        assert engine.stats()["num_preemptions"] > 0
+        monkeypatch.setattr(DeviceRunner, "_compute", lambda *_: torch.empty(1 << 50, dtype=torch.uint8, device="cuda"))
+        with pytest.raises(RequestError, match="out of memory"):
+            engine.generate(PROMPTS[3], params)
+        monkeypatch.setattr(DeviceRunner, "_compute", original)
+        assert tokens(engine.generate(prompts, params)) == expected
+
+
+def test_a_busy_main_thread_slows_little_and_the_switch_interval_comes_back():
+    before = sys.getswitchinterval()
+    with Engine("tales", dtype="bfloat16", **SMALL) as engine:
+        engine.generate(PROMPTS, SamplingParams(max_tokens=300, ignore_eos=True))
+        began = time.perf_counter()
+        engine.generate(PROMPTS, SamplingParams(max_tokens=400, ignore_eos=True))
+        alone = time.perf_counter() - began
+        began = time.perf_counter()
+        requests = engine.submit_all(PROMPTS, SamplingParams(max_tokens=400, ignore_eos=True))
+        turns = 0
+        while not all(request.finished for request in requests):
+            turns += sum(range(2000))
+        assert time.perf_counter() - began < 2 * alone
+        engine.generate("x")
+        deadline = time.perf_counter() + 5
+        while sys.getswitchinterval() != before and time.perf_counter() < deadline:
+            time.sleep(0.01)
+        assert sys.getswitchinterval() == pytest.approx(before)
+
+
+def test_a_sticky_error_marks_the_engine_dead_and_says_to_restart():
+    code = """
+import torch
+from nbengine import Engine, SamplingParams
+from nbengine.device_runner import DeviceRunner
+from nbengine.errors import EngineDeadError
+engine = Engine("tales", max_model_len=256, kv_cache_memory_bytes=1 << 26)
+engine.generate("Once")
+original = DeviceRunner._compute
+def compute(self, batch, flight):
+    torch.zeros(4, device="cuda")[torch.tensor([9], device="cuda")] += 1  # out of bounds: an assertion on the device
+    return original(self, batch, flight)
+DeviceRunner._compute = compute
+try:
+    engine.generate("Twice")
+except EngineDeadError as error:
+    print("TOLD", error)
+assert engine.status == "dead"
+engine.close()
+print("CLOSED")
+"""
+    import subprocess
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert "TOLD" in done.stdout, done.stdout + done.stderr[-2000:]
+    assert "Restart the kernel" in done.stdout
+    assert "CLOSED" in done.stdout, done.stdout + done.stderr[-2000:]
+
+
+def test_two_engines_share_the_card():
+    params = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
+    with Engine("tales", dtype="float32", **SMALL) as one, Engine("tales", dtype="float32", **SMALL) as other:
+        expected = tokens(one.generate(PROMPTS, params))
+        found = []
+        threads = [
+            threading.Thread(target=lambda engine=engine: found.append(tokens(engine.generate(PROMPTS, params)))) for engine in (one, other)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == [expected, expected]
