@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nbengine.state_tables import StateTables
     from nbengine.step_inputs import StepInputs
 
-HEADER = 4  # rows, tokens, samples, and one to spare
+HEADER = 8  # rows, tokens, samples, new rows and writes (kernels/update_tables.py), and three to spare
 _TILE = 128
 
 
@@ -136,7 +136,7 @@ def prepare_step_kernel(
     tile: tl.constexpr,
 ) -> None:
     i = tl.program_id(0)
-    p_rows = p_packed + 4
+    p_rows = p_packed + 8
     p_ends = p_rows + 2 * size
     p_index = p_ends + size + 1
     p_ids = p_index + 2 * samples

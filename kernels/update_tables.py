@@ -17,35 +17,41 @@ ROW = 10  # numbers of a new row: its state row, its anchor, and its parameters 
 _TILE = 128
 
 
-def update_tables_reference(packed: torch.Tensor, tables: StateTables, rows: int, writes: int) -> None:
-    """Packed int32: `rows` new rows of ROW numbers each, then `writes` of three (state row, column, block)."""
+def update_tables_reference(step: torch.Tensor, packed: torch.Tensor, tables: StateTables, most: int) -> None:
+    """In packed int32: new rows of ROW numbers each, then writes of three (state row, column, block); step[3:5] says how many of each.
+
+    No more than `most` of either are looked at: a graph is captured for a number of programs, and what is more than they do is done
+    apart, before it. To do an update twice changes nothing.
+    """
+    rows, writes = step[3:5].tolist()
     new, written = packed[: rows * ROW].view(-1, ROW), packed[rows * ROW : rows * ROW + 3 * writes].view(-1, 3)
+    new, written = new[:most], written[:most]
     tables.anchors[new[:, 0].long()] = new[:, 1]
     tables.parameters.view(torch.int32)[new[:, 0].long()] = new[:, 2:]
     tables.blocks[written[:, 0].long(), written[:, 1].long()] = written[:, 2]
 
 
-def update_tables(packed: torch.Tensor, tables: StateTables, rows: int, writes: int) -> None:
-    """As update_tables_reference, in one launch."""
-    update_tables_kernel[(-(-max(rows, writes) // _TILE),)](
-        packed, tables.anchors, tables.parameters.view(torch.int32), tables.blocks, rows, writes, tables.blocks.stride(0),
+def update_tables(step: torch.Tensor, packed: torch.Tensor, tables: StateTables, most: int) -> None:
+    """As update_tables_reference, in one launch, for `most` rounded up to a multiple of 128."""
+    update_tables_kernel[(-(-most // _TILE),)](
+        step, packed, tables.anchors, tables.parameters.view(torch.int32), tables.blocks, tables.blocks.stride(0),
         tile=_TILE, row=ROW, num_warps=4,
     )  # fmt: skip
 
 
-@jit(do_not_specialize=("rows", "writes", "table_stride"))
+@jit(do_not_specialize=("table_stride",))
 def update_tables_kernel(
+    p_step: tl.tensor,
     p_packed: tl.tensor,
     p_anchors: tl.tensor,
     p_parameters: tl.tensor,
     p_blocks: tl.tensor,
-    rows: int,
-    writes: int,
     table_stride: int,
     tile: tl.constexpr,
     row: tl.constexpr,
 ) -> None:
     o = tl.program_id(0) * tile + tl.arange(0, tile)
+    rows, writes = tl.load(p_step + 3), tl.load(p_step + 4)
     m = o < rows
     p_new = p_packed + o * row
     state = tl.load(p_new, mask=m, other=0)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import contextlib
 from bisect import bisect_left
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from nbengine.switch_interval import urgent
+
+if TYPE_CHECKING:
+    from nbengine.cuda_calls import CudaCalls
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 
@@ -21,24 +26,28 @@ class DecodeGraphs:
     def __init__(self, max_rows: int) -> None:
         self.sizes = [size for size in SIZES if size < max_rows] + [max_rows]
         self._graphs: dict[tuple[int, str], torch.cuda.CUDAGraph | None] = {}
+        self._handles: dict[tuple[int, str], int] = {}
         self._pool: Any = None
 
     def size_for(self, rows: int) -> int:
         """The size of the step that so many rows are padded to."""
         return self.sizes[bisect_left(self.sizes, rows)]
 
-    def run(self, size: int, kind: str, body: Callable[[int], None]) -> None:
+    def run(self, size: int, kind: str, body: Callable[[int], None], calls: CudaCalls) -> None:
         """Run the body for this size, from its graph if there is one."""
         key = size, kind
-        graph = self._graphs.get(key)
-        if graph is not None:
-            graph.replay()
-        elif key not in self._graphs:
-            self._graphs[key] = None
-            body(size)
-        else:
-            self._graphs[key] = graph = self._capture(size, body)
-            graph.replay()
+        handle = self._handles.get(key)
+        if handle is not None:
+            calls.launch(handle)
+            return
+        with urgent():
+            if key not in self._graphs:
+                self._graphs[key] = None
+                body(size)
+            else:
+                self._graphs[key] = graph = self._capture(size, body)
+                self._handles[key] = graph.raw_cuda_graph_exec()
+                graph.replay()
 
     def missing(self, kind: str) -> int | None:
         """The smallest size that has no graph of this kind yet."""
@@ -46,6 +55,7 @@ class DecodeGraphs:
 
     def clear(self) -> None:
         """Forget all: something that they read or write has moved."""
+        self._handles.clear()
         self._graphs.clear()
         self._pool = None
 

@@ -21,6 +21,7 @@ from nbengine.sampler import logprob_entries, logprob_tensors
 from nbengine.staging import Slot, Staging, to_device, to_host
 from nbengine.state_tables import StateTables, packed_rows
 from nbengine.step_inputs import StepInputs
+from nbengine.switch_interval import urgent
 
 if TYPE_CHECKING:
     from nbengine.batch import Sampled
@@ -31,6 +32,7 @@ _SCORED = 256  # prompt positions whose logits are held together
 
 
 _WARM_TOKENS = 16
+_UPDATES = 2  # writes to the tables for each row of a step that a graph has programs for
 
 
 @dataclass(slots=True)
@@ -91,17 +93,16 @@ class DeviceRunner:
         slot = self._staging.take()
         try:
             slot.began.set()
-            self._update(batch, slot)
+            updates = self._update(batch, slot)
             flight = _Flight(batch, slot, Drawing())
             rows, samples = len(batch.rows), len(batch.sample_rows)
             if rows == samples == batch.num_tokens and not batch.prompt_logprobs:
-                drawn = self._decode(batch, flight)
+                drawn = self._decode(batch, flight, updates)
             else:
-                drawn = self._compute(batch, flight)
+                with urgent():
+                    drawn = self._compute(batch, flight, updates)
             if samples:
-                first = self._staging.first
-                source = first(drawn, samples) if drawn is self._drawn else drawn
-                first(slot.drawn, samples).copy_(source, non_blocking=True)
+                self._staging.fetch(slot, drawn, samples)
             slot.ended.set()
         except BaseException as error:  # noqa: BLE001 - raised again, or by a better name
             self._staging.give_back(slot)
@@ -132,46 +133,62 @@ class DeviceRunner:
         """Whether `sample` would not wait."""
         return bool(self._flights) and self._flights[0].slot.ended.passed
 
-    def _update(self, batch: Batch, slot: Slot) -> None:
-        """New rows and blocks into the tables, and what is to be copied on write."""
+    def _update(self, batch: Batch, slot: Slot) -> torch.Tensor | None:
+        """Send new rows and blocks for the tables; where they lie, if there are any."""
         for new in batch.admitted:
             self.sampler.admit(new)
             if new.params.prompt_logprobs is not None:
                 self._prompts[new.row] = list(new.prompt)
         admitted, writes = len(batch.admitted), len(batch.table_writes)
         if admitted or writes:
-            first = len(self._staging.step)  # behind what the step itself sends from this slot
             count = admitted * ROW + writes * 3
-            slot.need(first + count)
-            numbers = slot.numbers[first : first + count]
+            numbers = slot.room_for_updates(count)
             if admitted:
                 numbers[: admitted * ROW] = packed_rows(batch.admitted).ravel()
             numbers[admitted * ROW :] = batch.table_writes[:, 1:].ravel()
-            self.ops.update_tables(self._staging.send_updates(slot, first, count), self.tables, admitted, writes)
+            return self._staging.send_updates(slot, count)
+        return None
+
+    def _apply(self, batch: Batch, updates: torch.Tensor | None) -> None:
+        """Have the updates done that were sent, and what is to be copied on write."""
+        if updates is not None:
+            most = max(len(batch.admitted), len(batch.table_writes))
+            self.ops.update_tables(self._staging.step, updates, self.tables, most)
         if len(batch.copies):
             self.ops.copy_blocks(self.residence.caches, to_device(batch.copies, self.device))
 
-    def _decode(self, batch: Batch, flight: _Flight) -> torch.Tensor:
+    def _decode(self, batch: Batch, flight: _Flight, updates: torch.Tensor | None) -> torch.Tensor:
         """A step of one token a row, each of which draws the next: its shape is all that a graph needs to know."""
         rows, graphs = len(batch.rows), self._usable_graphs()
+        if updates is not None and updates is not self._staging.updates:
+            graphs = None  # they lie where no graph looks
         size = rows if graphs is None else graphs.size_for(rows)
         self._send(batch, flight.slot, size, size, size)
         plain = self.sampler.plain(batch.sample_rows)
+        if graphs is None or len(batch.admitted) or len(batch.copies) or len(batch.table_writes) > _UPDATES * size:
+            self._apply(batch, updates)
         body, kind = (self._decode_and_draw, "draw") if plain else (self._decode_only, "decode")
         if graphs is None:
-            body(size, (batch.starts + batch.counts).tolist())
+            with urgent():
+                body(size, (batch.starts + batch.counts).tolist())
         else:
-            graphs.run(size, kind, body)
+            assert self._staging.calls is not None
+            graphs.run(size, kind, body, self._staging.calls)
         if plain:
             return self._drawn
-        drawn, flight.drawing = self.sampler.draw(self._logits(self._hidden[:rows]), batch, self._samples.first(rows))
+        with urgent():
+            drawn, flight.drawing = self.sampler.draw(self._logits(self._hidden[:rows]), batch, self._samples.first(rows))
         return drawn
 
     def _decode_only(self, size: int, contexts: list[int] | None = None) -> None:
+        if contexts is None:
+            self.ops.update_tables(self._staging.step, self._staging.updates, self.tables, _UPDATES * size)
         hidden, _ = self._forward(size, size, size, [1] * size, contexts or [1] * size)
         self._hidden[:size].copy_(hidden)
 
     def _decode_and_draw(self, size: int, contexts: list[int] | None = None) -> None:
+        if contexts is None:
+            self.ops.update_tables(self._staging.step, self._staging.updates, self.tables, _UPDATES * size)
         hidden, samples = self._forward(size, size, size, [1] * size, contexts or [1] * size)
         self._drawn[:size].copy_(self.sampler.draw_plainly(self._logits(hidden), samples))
 
@@ -186,10 +203,11 @@ class DeviceRunner:
         """The graphs, while every op in use can be held by one: a reference or a function of a user's may ask the host."""
         return self.graphs if self.ops.capturable else None
 
-    def _compute(self, batch: Batch, flight: _Flight) -> torch.Tensor:
+    def _compute(self, batch: Batch, flight: _Flight, updates: torch.Tensor | None) -> torch.Tensor:
         """A step of any other shape."""
         rows, tokens, count = len(batch.rows), batch.num_tokens, len(batch.sample_rows)
         self._send(batch, flight.slot, rows, tokens, count)
+        self._apply(batch, updates)
         hidden, samples = self._forward(rows, tokens, count, batch.counts.tolist(), (batch.starts + batch.counts).tolist())
         drawn = self._drawn
         if count:
@@ -223,8 +241,8 @@ class DeviceRunner:
     def _send(self, batch: Batch, slot: Slot, rows: int, tokens: int, samples: int) -> None:
         """Pack a step into parts of these sizes, as kernels/prepare_step.py reads them."""
         count, size = len(batch.rows), packed_size(rows, tokens, samples)
-        numbers = slot.numbers
-        numbers[:3] = count, batch.num_tokens, len(batch.sample_rows)
+        numbers = slot.step_numbers
+        numbers[:5] = count, batch.num_tokens, len(batch.sample_rows), len(batch.admitted), len(batch.table_writes)
         at = HEADER
         for part, room in ((batch.rows, rows), (batch.starts, rows)):
             numbers[at : at + count] = part
@@ -284,7 +302,7 @@ class DeviceRunner:
         slot = self._staging.take()
         tokens = min(_WARM_TOKENS, len(self._inputs.tokens))
         self._send(batch, slot, 1, tokens, 1)
-        slot.numbers[HEADER + 3] = tokens  # where the one row that pads the step ends
+        slot.step_numbers[HEADER + 3] = tokens  # where the one row that pads the step ends
         self._staging.send(slot, packed_size(1, tokens, 1))
         hidden, samples = self._forward(1, tokens, 1, [tokens], [tokens])
         self.sampler.draw_plainly(self._logits(hidden.index_select(0, samples.last)), samples)
@@ -293,7 +311,8 @@ class DeviceRunner:
             if (graphs := self._usable_graphs()) is None:
                 self._decode_and_draw(1)
             else:
-                graphs.run(1, "draw", self._decode_and_draw)
+                assert self._staging.calls is not None
+                graphs.run(1, "draw", self._decode_and_draw, self._staging.calls)
         slot.ended.set()
         slot.ended.wait()
         self._staging.give_back(slot)

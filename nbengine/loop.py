@@ -12,10 +12,10 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from nbengine import switch_interval
 from nbengine.bell import Reply
 from nbengine.core import EngineCore, NewRequest
 from nbengine.errors import DeviceLostError, EngineClosedError, EngineDeadError, EnginePausedError, NBEngineError, without_frames
+from nbengine.switch_interval import wake_promptly
 
 if TYPE_CHECKING:
     from nbengine.mailbox import Mailbox
@@ -48,7 +48,6 @@ class EngineLoop:
         self.fatal: BaseException | None = None  # what a step met that was made by hand
         self.paused = False
         self.asleep = False
-        self._working = False
         self._lost = False  # the GPU
         self._idle = 0.0  # seconds that a policy has let nobody run
 
@@ -74,7 +73,7 @@ class EngineLoop:
             self.mailbox.ended.give(None)
 
     async def _main(self, loop: asyncio.AbstractEventLoop) -> None:
-        switch_interval.wake_promptly()
+        wake_promptly()
         self.core = self.build()
         self.ready.give(self.core)
         bell = asyncio.Event()
@@ -91,12 +90,10 @@ class EngineLoop:
             if self.core.has_work() and self.mailbox.stalled is None and not self.closing:
                 again = self._look_again_in(self._step())
             if again == 0:
-                self._work()
                 if perf_counter() > yielded + YIELD:  # each time costs a turn of the loop, and the interpreter where a cell is busy
                     await asyncio.sleep(0)
                     yielded = perf_counter()
             elif not self.closing and self.mailbox.sleep(wake):
-                self._rest()
                 timer = None if again is None else loop.call_later(again, bell.set)
                 await bell.wait()
                 self.mailbox.awake()
@@ -104,19 +101,8 @@ class EngineLoop:
                 if timer is not None:
                     timer.cancel()
 
-    def _work(self) -> None:
-        if not self._working:
-            self._working = True
-            switch_interval.begin()
-
-    def _rest(self) -> None:
-        if self._working:
-            self._working = False
-            switch_interval.end()
-
     def _let_go(self, reason: NBEngineError) -> None:
         """Tell everybody who waits, and release what the thread holds."""
-        self._rest()
         self.mailbox.close(reason)
         now = perf_counter()
         for request in self.requests.values():

@@ -12,6 +12,7 @@ from nbengine.residence import Residence
 from nbengine.sampler import Sampler
 from nbengine.step_inputs import StepInputs
 from nbengine.step_threads import StepThreads
+from nbengine.switch_interval import urgent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +57,7 @@ class LocalRunner:
             self._tables[rows, columns] = blocks
         if len(batch.copies):
             self.loaded.ops.copy_blocks(self.residence.caches, torch.from_numpy(batch.copies).to(self.device))
-        with self._threads.timed(batch.num_tokens) if self._threads else nullcontext():
+        with urgent(), self._threads.timed(batch.num_tokens) if self._threads else nullcontext():
             self._launched = batch, self.residence.model.forward(self._inputs(batch), self.residence.caches)
 
     @torch.inference_mode()

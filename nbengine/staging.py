@@ -1,4 +1,4 @@
-"""What passes between the host and a device with every step: one copy there, one back, neither of which anybody waits for."""
+"""What passes between the host and a device with every step: copies that nobody waits for, and marks in the device's work."""
 
 from __future__ import annotations
 
@@ -7,54 +7,61 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from nbengine.cuda_calls import CudaCalls
+from nbengine.switch_interval import urgent
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-_VIEWS = 4096
 
 
 class Mark:
     """A point in a device's work; on a CPU, where nothing is left to be done, it has always been passed."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+    def __init__(self, calls: CudaCalls | None) -> None:
+        self._calls = calls
+        self._event = None if calls is None else torch.cuda.Event(enable_timing=True)
+        self._handle = 0
+        if self._event is not None:
+            self._event.record()  # which makes it
+            self._handle = self._event.cuda_event
 
     def set(self) -> None:
-        if self._event is not None:
-            self._event.record()
+        if self._calls is not None:
+            self._calls.record(self._handle)
 
     @property
     def passed(self) -> bool:
-        return self._event is None or self._event.query()
+        return self._calls is None or self._calls.passed(self._handle)
 
     def wait(self) -> None:
-        if self._event is not None:
-            self._event.synchronize()
+        if self._calls is not None and not self._calls.passed(self._handle):
+            with urgent():
+                self._calls.wait(self._handle)
 
     def seconds_since(self, earlier: Mark) -> float:
         """Between two marks that were passed."""
-        if self._event is None or earlier._event is None:
-            return 0.0
-        return 1e-3 * earlier._event.elapsed_time(self._event)
+        return 0.0 if self._calls is None else self._calls.seconds(earlier._handle, self._handle)
 
 
 class Slot:
     """Memory of a step in flight that the device reads and writes by itself: nobody else's until the step has landed."""
 
-    def __init__(self, size: int, samples: int, device: torch.device) -> None:
-        self._pinned = device.type == "cuda"
-        self.sent = torch.empty(size, dtype=torch.int32, pin_memory=self._pinned)
-        self.numbers: NDArray[np.int32] = self.sent.numpy()
+    def __init__(self, size: int, samples: int, calls: CudaCalls | None) -> None:
+        self._pinned = calls is not None
+        self.step = torch.empty(size, dtype=torch.int32, pin_memory=self._pinned)
+        self.updates = torch.empty(size, dtype=torch.int32, pin_memory=self._pinned)
         self.drawn = torch.empty(samples, dtype=torch.int64, pin_memory=self._pinned)
+        self.step_numbers: NDArray[np.int32] = self.step.numpy()
+        self.update_numbers: NDArray[np.int32] = self.updates.numpy()
         self.drawn_numbers: NDArray[np.int64] = self.drawn.numpy()
-        self.began, self.ended = Mark(device), Mark(device)
+        self.began, self.ended = Mark(calls), Mark(calls)
 
-    def need(self, size: int) -> None:
-        """Make room for so many numbers."""
-        if len(self.sent) < size:
-            self.sent = torch.empty(max(size, 2 * len(self.sent)), dtype=torch.int32, pin_memory=self._pinned)
-            self.numbers = self.sent.numpy()
+    def room_for_updates(self, count: int) -> NDArray[np.int32]:
+        """The first `count` numbers of what updates the tables."""
+        if len(self.updates) < count:
+            self.updates = torch.empty(2 * count, dtype=torch.int32, pin_memory=self._pinned)
+            self.update_numbers = self.updates.numpy()
+        return self.update_numbers[:count]
 
 
 class Staging:
@@ -62,37 +69,42 @@ class Staging:
 
     def __init__(self, size: int, samples: int, device: torch.device) -> None:
         self.device = device
-        self.step = torch.zeros(size, dtype=torch.int32, device=device)  # a fixed place: graphs read it
-        self._views: dict[tuple[int, int], torch.Tensor] = {}
-        self._updates = torch.zeros(size, dtype=torch.int32, device=device)
+        self.calls = CudaCalls(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else None
+        self.step = torch.zeros(size, dtype=torch.int32, device=device)  # fixed places: graphs read them
+        self.updates = torch.zeros(size, dtype=torch.int32, device=device)
         self._samples = samples
         self._free: list[Slot] = []
 
     def take(self) -> Slot:
-        return self._free.pop() if self._free else Slot(len(self.step), self._samples, self.device)
+        return self._free.pop() if self._free else Slot(len(self.step), self._samples, self.calls)
 
     def give_back(self, slot: Slot) -> None:
         self._free.append(slot)
 
-    def send(self, slot: Slot, count: int) -> torch.Tensor:
-        """The first `count` of the slot's numbers go to the fixed place."""
-        return self.first(self.step, count).copy_(self.first(slot.sent, count), non_blocking=True)
+    def send(self, slot: Slot, count: int) -> None:
+        """The first `count` of the step's numbers go to their fixed place."""
+        _send(self.calls, self.step, slot.step, count)
 
-    def first(self, tensor: torch.Tensor, count: int) -> torch.Tensor:
-        """A view of a lasting tensor's first numbers, made once: whatever is asked of torch lets go of the interpreter, which may be long away."""
-        key = tensor.data_ptr(), count
-        view = self._views.get(key)
-        if view is None:
-            if len(self._views) > _VIEWS:
-                self._views.clear()
-            view = self._views[key] = tensor[:count]
-        return view
+    def send_updates(self, slot: Slot, count: int) -> torch.Tensor:
+        """The first `count` of the updates' numbers go to theirs, or elsewhere if they are too many for it."""
+        if count > len(self.updates):
+            return slot.updates[:count].to(self.device, non_blocking=True)
+        _send(self.calls, self.updates, slot.updates, count)
+        return self.updates
 
-    def send_updates(self, slot: Slot, first: int, count: int) -> torch.Tensor:
-        """`count` of the slot's numbers from `first` on, to where the next ones will be put too."""
-        if len(self._updates) < count:
-            self._updates = torch.zeros(2 * count, dtype=torch.int32, device=self.device)
-        return self._updates[:count].copy_(slot.sent[first : first + count], non_blocking=True)
+    def fetch(self, slot: Slot, drawn: torch.Tensor, count: int) -> None:
+        """What was drawn comes to the slot."""
+        if self.calls is None:
+            slot.drawn[:count].copy_(drawn[:count])
+        else:
+            self.calls.fetch(slot.drawn.data_ptr(), drawn.data_ptr(), 8 * count)
+
+
+def _send(calls: CudaCalls | None, target: torch.Tensor, source: torch.Tensor, count: int) -> None:
+    if calls is None:
+        target[:count].copy_(source[:count])
+    else:
+        calls.send(target.data_ptr(), source.data_ptr(), 4 * count)
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:

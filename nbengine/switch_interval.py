@@ -1,4 +1,4 @@
-"""How soon a busy notebook cell lets an engine's thread have the interpreter: sooner while an engine works, as before when none does."""
+"""How soon a busy notebook cell lets an engine's thread have the interpreter: at once while that waits for it, else as the user has it."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ import contextlib
 import ctypes
 import sys
 import threading
+from collections.abc import Iterator
 
-WORKING = 5e-6  # seconds; CPython's default of 5 ms would be added to every step, several times over
+URGENT = 5e-6  # seconds; CPython's default of 5 ms would be added to every step
 _PR_SET_TIMERSLACK = 29
 
 _lock = threading.Lock()
-_working = 0  # engines; the interval is the process's, and so must their number be
-_before = 0.0
+_urgent = 0  # threads that may have to wait for the interpreter; the interval is the process's, and so must their number be
+_usual = 0.0
 
 
-def begin() -> None:
-    """An engine begins to work."""
-    global _working, _before  # noqa: PLW0603 - see there
+@contextlib.contextmanager
+def urgent() -> Iterator[None]:
+    """Around what lets go of the interpreter and needs it back. Outside of it the interval is the user's, long enough to do much at a time."""
+    global _urgent, _usual  # noqa: PLW0603 - see there
     with _lock:
-        _working += 1
-        if _working == 1:
-            _before = sys.getswitchinterval()
-            if _before > WORKING:
-                sys.setswitchinterval(WORKING)
-
-
-def end() -> None:
-    """It is idle again. What the user has set meanwhile stays."""
-    global _working  # noqa: PLW0603 - see there
-    with _lock:
-        _working -= 1
-        if _working == 0 and _before > WORKING and abs(sys.getswitchinterval() - WORKING) < WORKING / 2:
-            sys.setswitchinterval(_before)
+        _urgent += 1
+        if _urgent == 1:
+            _usual = sys.getswitchinterval()
+            if _usual > URGENT:
+                sys.setswitchinterval(URGENT)
+    try:
+        yield
+    finally:
+        with _lock:
+            _urgent -= 1
+            if _urgent == 0 and _usual > URGENT and sys.getswitchinterval() < 2 * URGENT:  # else the user has set another meanwhile
+                sys.setswitchinterval(_usual)
 
 
 def wake_promptly() -> None:

@@ -29,7 +29,7 @@ def tables(device: str) -> StateTables:
         for row in range(ROWS)
     ]
     packed = torch.from_numpy(packed_rows(admitted)).ravel().to(device)
-    update_tables_reference(packed, made, ROWS, 0)
+    update_tables_reference(torch.tensor([0, 0, 0, ROWS, 0]), packed, made, ROWS)
     return made
 
 
@@ -38,8 +38,9 @@ def check_updates(device: str) -> None:
     writes = np.array([(row, column, row * 100 + column) for row in range(ROWS) for column in range(0, COLUMNS, 2)], np.int32)
     packed = torch.from_numpy(np.concatenate((packed_rows(new).ravel(), writes.ravel()))).to(device)
     expected, got = tables(device), tables(device)
-    update_tables_reference(packed, expected, len(new), len(writes))
-    update_tables(packed, got, len(new), len(writes))
+    step = torch.tensor([0, 0, 0, len(new), len(writes)], dtype=torch.int32, device=device)
+    update_tables_reference(step, packed, expected, len(writes))
+    update_tables(step, packed, got, len(writes))
     for name in ("blocks", "anchors", "parameters"):
         assert torch.equal(getattr(got, name), getattr(expected, name)), name
     assert got.temperature[[4, 0, 7]].tolist() == [4, 0, 7]
