@@ -25,6 +25,8 @@ from nbengine.scheduler import Scheduler
 class NoRunner:
     """Draws the same token for everybody."""
 
+    overlaps = ready = False
+
     def launch(self, batch: Batch) -> None:
         self.batch = batch
 

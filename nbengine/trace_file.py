@@ -48,7 +48,7 @@ def load_trace(path: str | Path) -> Trace:
             return _read(head, (json.loads(line) for line in lines))
     except (gzip.BadGzipFile, UnicodeDecodeError) as error:
         raise TraceFileError(f"{path} is no trace file: use one that trace.save(path) wrote") from error
-    except (EOFError, KeyError, TypeError, ValueError, IndexError, AttributeError, AssertionError, OverflowError) as error:
+    except (EOFError, StopIteration, KeyError, TypeError, ValueError, IndexError, AttributeError, AssertionError, OverflowError) as error:
         if isinstance(error, TraceFileError):
             raise
         raise TraceFileError(f"{path} is damaged or cut short ({type(error).__name__}: {error}): save the trace again") from error
@@ -136,17 +136,18 @@ def _read(head: dict[str, Any], lines: Iterator[Any]) -> Trace:
         raise ValueError(f"{count} blocks of {size}")
     trace = Trace(BlockPool(count, size), max(1, head["capacity"], head["records"]))
     trace.name = str(head["name"])
-    start = _read_state(next(lines, {}), count)
-    for uid, request_id, index, prompt_len, arrival, last, tokens in next(lines, {})["sequences"]:
+    start = _read_state(next(lines))
+    for uid, request_id, index, prompt_len, arrival, last, tokens in next(lines)["sequences"]:
         known = (str(request_id), int(index), int(prompt_len), float(arrival), sys.maxsize if last is None else int(last))
         trace.sequences[int(uid)] = SequenceInfo(*known, tokens=array("q", tokens))
-    texts = next(lines, {})["texts"]
+    texts = next(lines)["texts"]
     if texts is not None:
         names = {int(token): str(text) for token, text in texts.items()}
         trace.token_text = lambda token: names.get(token, f"#{token}")
-    records, before = [], StepRecord(-1, 0.0)
+    records, before, count = [], StepRecord(-1, 0.0), len(start.references)
     for line in lines:
         before = _read_record(line, before, count)
+        count = next((event[1] for event in reversed(before.events) if event[0] == "resize"), count)
         records.append(before)
     if len(records) != head["records"]:
         raise ValueError(f"{len(records)} of {head['records']} records are there")
@@ -154,7 +155,8 @@ def _read(head: dict[str, Any], lines: Iterator[Any]) -> Trace:
     return trace
 
 
-def _read_state(line: dict[str, Any], count: int) -> PoolState:
+def _read_state(line: dict[str, Any]) -> PoolState:
+    count = len(line["references"])
     state = PoolState(count)
     state.references = list(map(int, line["references"]))
     for block, digest in line["hashes"].items():
@@ -163,8 +165,6 @@ def _read_state(line: dict[str, Any], count: int) -> PoolState:
     state.cached = dict.fromkeys(_block(block, count) for block in line["cached"])
     state.copied = {_block(target, count): _block(source, count) for target, source in line["copied"]}
     state.tables = {int(uid): [_block(block, count) for block in blocks] for uid, blocks in line["tables"]}
-    if len(state.references) != count:
-        raise ValueError(f"{len(state.references)} references for {count} blocks")
     return state
 
 
@@ -172,27 +172,39 @@ def _read_record(line: dict[str, Any], before: StepRecord, count: int) -> StepRe
     uids = line.get("uids", before.uids)
     counts = line.get("counts") or [1] * len(uids)
     starts = line.get("starts")
+    rest: dict[str, Any] = {name: list(map(int, line.get(name, []))) for name in LISTS if name != "finished"}
+    rest |= {name: line.get(name, 0) for name in SCALARS}
     record = StepRecord(
         uids=uids,
         counts=counts,
         starts=array("i", map(add, before.starts, before.counts) if starts is None else starts),
-        events=[_read_event(event, count) for event in line.get("events", [])],
+        events=_read_events(line.get("events", []), count),
         finished=[(int(uid), str(reason)) for uid, reason in line.get("finished", [])],
-        **{name: list(map(int, line.get(name, []))) for name in LISTS if name != "finished"},
-        **{name: line.get(name, 0) for name in SCALARS},
+        **rest,
     )
     if not len(record.uids) == len(record.counts) == len(record.starts):
         raise ValueError(f"the record of step {record.step} is of three lengths")
     return record
 
 
-ARGUMENTS = {"take": 2, "evict": 1, "share": 2, "copy": 3, "seal": 2, "free": 2, "forget": 0}  # of each event
+ARGUMENTS = {"take": 2, "evict": 1, "share": 2, "copy": 3, "seal": 2, "free": 2, "forget": 0, "resize": 1}  # of each event
+
+
+def _read_events(lines: list[list[Any]], count: int) -> list[tuple[Any, ...]]:
+    events = []
+    for line in lines:
+        events.append(_read_event(line, count))
+        if line[0] == "resize":
+            count = line[1]
+    return events
 
 
 def _read_event(event: list[Any], count: int) -> tuple[Any, ...]:
     kind, *arguments = event
     if ARGUMENTS.get(kind) != len(arguments):
         raise ValueError(f"there is no event {event}")
+    if kind == "resize":
+        return kind, _block(arguments[0], MOST_BLOCKS)
     for block in arguments[: 2 if kind == "copy" else 1]:
         _block(block, count)
     return (kind, arguments[0], bytes.fromhex(arguments[1])) if kind == "seal" else (kind, *arguments)

@@ -17,7 +17,7 @@ PAPER, INK, FAINT, GREY = "#ffffff", "#333333", "#d9d9d9", "#9a9a9a"
 
 def draw_blocks(cells: Cells, chosen: int | None = None) -> str:
     """Each cell a rectangle, filled from below; groups show their shares of held (grey) and cached (hatched) blocks."""
-    blocks = cells.trace.num_blocks
+    blocks = cells.num_blocks
     group = -(-blocks // MOST)
     count = -(-blocks // group)
     side = next(side for side in (20, 16, 12, 10, 8, 7, 6) if side * side * count <= WIDTH * 260 or side == 6)
@@ -43,7 +43,7 @@ def draw_blocks(cells: Cells, chosen: int | None = None) -> str:
 
 def _cell(cells: Cells, cell: int, group: int, chosen: int | None, side: int, columns: int) -> str:
     pool, size = cells.pool, cells.trace.block_size
-    blocks = range(cell * group, min((cell + 1) * group, cells.trace.num_blocks))
+    blocks = range(cell * group, min((cell + 1) * group, cells.num_blocks))
     x, y, inner = cell % columns * side, cell // columns * side, side - 1
     owners = {uid for block in blocks for uid in cells.holders.get(block, [])}
     held = [block for block in blocks if pool.references[block]]

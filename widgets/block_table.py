@@ -110,11 +110,11 @@ class BlockTableView(View):
     def _facts(self, cells: Cells) -> dict[str, Any] | None:
         """What is known of the cell that somebody points at."""
         group = cells.group
-        if self._asked is None or not 0 <= self._asked * group < cells.trace.num_blocks:
+        if self._asked is None or not 0 <= self._asked * group < cells.num_blocks:
             return None
         if group == 1:
             return block_facts(cells, self._asked)
-        blocks = range(self._asked * group, min((self._asked + 1) * group, cells.trace.num_blocks))
+        blocks = range(self._asked * group, min((self._asked + 1) * group, cells.num_blocks))
         owners = dict.fromkeys(uid for block in blocks for uid in cells.holders.get(block, []))
         return {
             "cell": self._asked,

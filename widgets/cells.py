@@ -35,9 +35,9 @@ class Cells:
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self.number = -1
-        self.pool = PoolState(trace.num_blocks)
-        self.kinds = bytearray(trace.num_blocks)
-        self.owners = array("H", bytes(2 * trace.num_blocks))
+        self.pool = PoolState(0)
+        self.kinds = bytearray()
+        self.owners = array("H")
         self.holders: dict[int, list[int]] = {}
         self.computed: dict[int, int] = {}
         self._rebuild(trace.first - 1)
@@ -59,9 +59,14 @@ class Cells:
         self.number = number
 
     @property
+    def num_blocks(self) -> int:
+        """How many there are at this moment: an engine can be given another cache while it runs."""
+        return len(self.pool.references)
+
+    @property
     def group(self) -> int:
         """How many blocks stand in one cell."""
-        return 1 if self.trace.num_blocks <= MOST_CELLS else -(-self.trace.num_blocks // GROUPED_CELLS)
+        return 1 if self.num_blocks <= MOST_CELLS else -(-self.num_blocks // GROUPED_CELLS)
 
     # ── what is drawn ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -100,7 +105,7 @@ class Cells:
         partial, empty = self.partial()
         kinds = np.frombuffer(bytes(self.kinds), np.uint8).copy()
         kinds[empty] |= EMPTY
-        about = {"group": self.group, "blocks": self.trace.num_blocks, "totals": self._count(kinds, partial)}
+        about = {"group": self.group, "blocks": self.num_blocks, "totals": self._count(kinds, partial)}
         if self.group == 1:
             return {**about, "partial": partial, "data": self.owners.tobytes() + kinds.tobytes()}
         return {**about, "partial": [], "data": self._encode_groups(self.group, kinds, partial)}
@@ -162,14 +167,25 @@ class Cells:
                 holders.remove(event[2])
                 if not holders:
                     del self.holders[event[1]]
-            elif kind == "forget":
-                touched.update(range(self.trace.num_blocks))
+            elif kind in {"forget", "resize"}:
+                if kind == "resize":
+                    self.holders.clear()
+                    touched.clear()
+                touched.update(range(self.num_blocks))
                 continue
             touched.add(event[1])
             if kind == "copy":
                 touched.add(event[2])
-        self._mark(touched)
+        if len(self.kinds) == self.num_blocks:
+            self._mark(touched)
+        else:
+            self._mark_all()
         self._compute(record)
+
+    def _mark_all(self) -> None:
+        self.kinds = bytearray(self.num_blocks)
+        self.owners = array("H", bytes(2 * self.num_blocks))
+        self._mark(range(self.num_blocks))
 
     def _mark(self, blocks: Iterable[int]) -> None:
         pool, kinds, owners = self.pool, self.kinds, self.owners
@@ -205,7 +221,7 @@ class Cells:
         for uid, table in self.pool.tables.items():
             for block in table:
                 self.holders.setdefault(block, []).append(uid)
-        self._mark(range(self.trace.num_blocks))
+        self._mark_all()
         self.computed = {}
         wanted = set(self.pool.tables)
         for record in reversed(self.trace.since(self.trace.first)[: max(0, number - self.trace.first + 1)]):

@@ -177,6 +177,10 @@ CONFIG_HELP = {
     "enable_chunked_prefill": "cut long prompts into several steps",
     "scheduling_policy": "fcfs, priority, static, reserve, static-reserve",
     "trace_steps": "steps that the trace keeps; 0: none",
+    "overlap": "on a GPU, plan a step while the one before it is computed",
+    "run_ahead_ms": "on a GPU, launch as many steps ahead as take this long; 0: none",
+    "cuda_graphs": "on a GPU, replay recorded steps",
+    "deterministic": "on a GPU, the same tokens to the bit whatever shares the batch",
 }
 
 

@@ -57,6 +57,8 @@ class Row:
 class ModelRunner:
     """Carries out batches as a runner does: tables, copies, stores, then reads; everything it reads is checked."""
 
+    overlaps = ready = False
+
     def __init__(self, scheduler: Scheduler) -> None:
         self.pool = pool = scheduler.pool
         self.held_rows = lambda: {s.row for s in scheduler.running.values()}

@@ -99,7 +99,7 @@ def test_a_record_says_who_ran_on_how_many_tokens_and_what_became_of_them():
     assert (one.num_running, one.num_waiting, one.blocks_used, two.blocks_used) == (2, 0, 2, 0)
     assert (one.num_tokens, two.num_tokens) == (6, 4)
     assert min(one.plan_s, one.launch_s, one.sample_s, one.commit_s) > 0
-    assert one.duration == one.plan_s + one.launch_s + one.sample_s + one.commit_s
+    assert one.duration >= one.plan_s + one.launch_s + one.sample_s + one.commit_s
     assert "2 sequences, 6 prefill + 0 decode tokens" in repr(one)
 
 

@@ -12,8 +12,10 @@ from dataclasses import fields
 import pytest
 from kv_model import Simulation, storm
 
+from nbengine.blocks import BlockPool
 from nbengine.errors import TraceFileError
 from nbengine.trace import StepRecord, Trace
+from nbengine.widgets.cells import Cells
 
 
 def busy(seed=0, trace_steps=64):
@@ -67,6 +69,25 @@ def test_sequences_bring_their_tokens_and_texts(saved):
         )  # fmt: skip
     assert read.token_text(1) == "<1>"
     assert read.token_text(99) == "#99"  # it was never used
+
+
+def test_a_pool_that_was_resized_comes_back(tmp_path):
+    pool = BlockPool(6, 4)
+    trace = Trace(pool, 64)
+    for step, count in enumerate((6, 12, 3)):
+        if count != pool.num_blocks:
+            pool.resize(count)
+        pool.free(pool.take(step), step)
+        trace.add(StepRecord(step, float(step), events=pool.take_events()), pool, {})
+    trace.num_blocks = pool.num_blocks
+    read = Trace.load(trace.save(tmp_path / "resized"))
+    assert [len(read.state(number).references) for number in range(3)] == [6, 12, 3]
+    assert all(read.state(number) == trace.state(number) for number in range(3))
+    cells = Cells(read)
+    for number in (0, 1, 2, 1, 0, 2):
+        cells.seek(number)
+        assert cells.pool == trace.state(number)
+        assert len(cells.kinds) == cells.totals()["blocks"] == [6, 12, 3][number]
 
 
 def test_saving_leaves_nothing_but_the_file(saved):
