@@ -129,7 +129,7 @@ def prepare_step_kernel(
     p_sample_positions: tl.tensor,
     size: int,
     samples: int,
-    spare: int,
+    spare: tl.tensor,
     table_stride: int,
     out_stride: int,
     block_size: tl.constexpr,

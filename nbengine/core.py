@@ -53,6 +53,9 @@ class Runner(Protocol):
     def launch(self, batch: Batch) -> None:
         """Start computing a batch. A runner that overlaps starts drawing its tokens too: the next batch may build on them."""
 
+    def wait(self, place: int) -> None:
+        """Wait for a batch in flight, the oldest being at place 0."""
+
     def sample(self, mask: Any = None) -> Sampled:
         """The tokens of the batch launched first that has not been sampled; waits for them."""
 
@@ -200,9 +203,13 @@ class EngineCore:
 
     def step(self) -> list[Update]:
         """Launch a step, and land the one that is due: what every request that took part in that is given."""
-        updates = self._land() if self.runner.ready else []
+        updates: list[Update] = []
+        while self._flights and self.runner.ready:
+            updates += self._land()
         launched = self._take_off(updates) if len(self._flights) <= self.depth else False
         if self._flights and (not launched or len(self._flights) > self.depth):
+            if self.overlap:  # what lies before it lands with it: one wait for several
+                self.runner.wait((len(self._flights) - 1) // 2 if launched else 0)
             updates += self._land()
         return updates
 

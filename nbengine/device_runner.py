@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,7 @@ _SCORED = 256  # prompt positions whose logits are held together
 
 
 _WARM_TOKENS = 16
+_TURN = 0.01  # seconds after which other threads get a turn although the device is not waited for
 _UPDATES = 2  # writes to the tables for each row of a step that a graph has programs for
 
 
@@ -84,6 +86,7 @@ class DeviceRunner:
         self._drawn = torch.zeros(max_rows, dtype=torch.int64, device=device)
         self._prompts: dict[int, list[int]] = {}  # of state rows whose prompt's log-probabilities are wanted
         self._flights: deque[_Flight] = deque()
+        self._let_go = 0.0  # when other threads last had a turn
 
     # ── a step ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -127,6 +130,17 @@ class DeviceRunner:
         finally:
             self._staging.give_back(slot)
         return sampled
+
+    def wait(self, place: int) -> None:
+        """Wait for a step in flight, the oldest being at place 0; a cell that keeps Python busy gets a turn then, or else now and then."""
+        ended = self._flights[place].slot.ended
+        if not ended.passed:
+            ended.wait()
+            self._let_go = perf_counter()
+        elif perf_counter() > self._let_go + _TURN:
+            with urgent():
+                sleep(0)
+            self._let_go = perf_counter()
 
     @property
     def ready(self) -> bool:

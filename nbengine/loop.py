@@ -12,10 +12,10 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from nbengine import switch_interval
 from nbengine.bell import Reply
 from nbengine.core import EngineCore, NewRequest
 from nbengine.errors import DeviceLostError, EngineClosedError, EngineDeadError, EnginePausedError, NBEngineError, without_frames
-from nbengine.switch_interval import wake_promptly
 
 if TYPE_CHECKING:
     from nbengine.mailbox import Mailbox
@@ -49,6 +49,7 @@ class EngineLoop:
         self.paused = False
         self.asleep = False
         self._lost = False  # the GPU
+        self._working = False
         self._idle = 0.0  # seconds that a policy has let nobody run
 
     # ── the thread ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -73,7 +74,7 @@ class EngineLoop:
             self.mailbox.ended.give(None)
 
     async def _main(self, loop: asyncio.AbstractEventLoop) -> None:
-        wake_promptly()
+        switch_interval.wake_promptly()
         self.core = self.build()
         self.ready.give(self.core)
         bell = asyncio.Event()
@@ -90,10 +91,12 @@ class EngineLoop:
             if self.core.has_work() and self.mailbox.stalled is None and not self.closing:
                 again = self._look_again_in(self._step())
             if again == 0:
+                self._work(True)
                 if perf_counter() > yielded + YIELD:  # each time costs a turn of the loop, and the interpreter where a cell is busy
                     await asyncio.sleep(0)
                     yielded = perf_counter()
             elif not self.closing and self.mailbox.sleep(wake):
+                self._work(False)
                 timer = None if again is None else loop.call_later(again, bell.set)
                 await bell.wait()
                 self.mailbox.awake()
@@ -101,8 +104,15 @@ class EngineLoop:
                 if timer is not None:
                     timer.cancel()
 
+    def _work(self, working: bool) -> None:
+        """Let the interpreter know whether this engine works."""
+        if working != self._working:
+            self._working = working
+            (switch_interval.begin if working else switch_interval.end)()
+
     def _let_go(self, reason: NBEngineError) -> None:
         """Tell everybody who waits, and release what the thread holds."""
+        self._work(False)
         self.mailbox.close(reason)
         now = perf_counter()
         for request in self.requests.values():

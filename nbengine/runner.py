@@ -41,6 +41,9 @@ class LocalRunner:
         self._launched: tuple[Batch, torch.Tensor] | None = None  # a batch and its hidden states [tokens, hidden]
         self._threads = StepThreads() if self.device.type == "cpu" else None
 
+    def wait(self, place: int) -> None:
+        """There is nothing in flight to wait for: `sample` draws what `launch` computed."""
+
     # ── a step ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @torch.inference_mode()

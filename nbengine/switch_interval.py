@@ -1,4 +1,9 @@
-"""How soon a busy notebook cell lets an engine's thread have the interpreter: at once while that waits for it, else as the user has it."""
+"""Who has the interpreter when a notebook cell keeps Python busy while engines work. When none works all is as the user has it.
+
+CPython lets a thread that waits for the interpreter ask for it after an interval, which is the process's. An engine's thread wants
+it back at once where it has let go of it (urgent), and wants to be left alone in the short time that it plans and launches steps
+in (working): the rest of the time it waits for the GPU, and the cell runs.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +14,47 @@ import threading
 from collections.abc import Iterator
 
 URGENT = 5e-6  # seconds; CPython's default of 5 ms would be added to every step
+WORKING = 0.05
 _PR_SET_TIMERSLACK = 29
 
 _lock = threading.Lock()
-_urgent = 0  # threads that may have to wait for the interpreter; the interval is the process's, and so must their number be
-_usual = 0.0
+_urgent = 0  # threads that may have to wait for the interpreter; the interval is the process's, and so must these numbers be
+_working = 0  # engines with work
+_usual = 0.0  # the user's interval
+_set = 0.0  # what was set in its place
+
+
+def begin() -> None:
+    """An engine begins to work."""
+    _count(working=1)
+
+
+def end() -> None:
+    """It is idle again."""
+    _count(working=-1)
 
 
 @contextlib.contextmanager
 def urgent() -> Iterator[None]:
-    """Around what lets go of the interpreter and needs it back. Outside of it the interval is the user's, long enough to do much at a time."""
-    global _urgent, _usual  # noqa: PLW0603 - see there
-    with _lock:
-        _urgent += 1
-        if _urgent == 1:
-            _usual = sys.getswitchinterval()
-            if _usual > URGENT:
-                sys.setswitchinterval(URGENT)
+    """Around what lets go of the interpreter and needs it back."""
+    _count(urgent=1)
     try:
         yield
     finally:
-        with _lock:
-            _urgent -= 1
-            if _urgent == 0 and _usual > URGENT and sys.getswitchinterval() < 2 * URGENT:  # else the user has set another meanwhile
-                sys.setswitchinterval(_usual)
+        _count(urgent=-1)
+
+
+def _count(*, urgent: int = 0, working: int = 0) -> None:
+    global _urgent, _working, _usual, _set  # noqa: PLW0603 - see there
+    with _lock:
+        if not (_urgent or _working):
+            _usual = _set = sys.getswitchinterval()
+        elif abs(sys.getswitchinterval() - _set) > _set / 100:  # the user has set another meanwhile, which is to stay
+            _usual = sys.getswitchinterval()
+        _urgent += urgent
+        _working += working
+        _set = URGENT if _urgent else WORKING if _working else _usual
+        sys.setswitchinterval(_set)
 
 
 def wake_promptly() -> None:

@@ -208,7 +208,7 @@ def test_a_busy_main_thread_slows_little_and_the_switch_interval_comes_back():
         turns = 0
         while not all(request.finished for request in requests):
             turns += sum(range(2000))
-        assert time.perf_counter() - began < 2 * alone
+        assert time.perf_counter() - began < 2.5 * alone  # a step is a third of a millisecond here
         engine.generate("x")
         deadline = time.perf_counter() + 5
         while sys.getswitchinterval() != before and time.perf_counter() < deadline:
