@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ _SCORED = 256  # prompt positions whose logits are held together
 
 
 _WARM_TOKENS = 16
+_MANY_NUMBERS = 400
 _TURN = 0.01  # seconds after which other threads get a turn although the device is not waited for
 _UPDATES = 2  # writes to the tables for each row of a step that a graph has programs for
 
@@ -45,6 +47,11 @@ class _Flight:
     slot: Slot
     drawing: Drawing
     prompt_logprobs: dict[int, list[LogprobTensors]] = field(default_factory=dict)  # by batch row
+
+
+def _numbers(batch: Batch) -> AbstractContextManager[None]:
+    """Around work with a batch's arrays: numpy lets go of the interpreter for those of more than 500 numbers."""
+    return urgent() if batch.num_tokens > _MANY_NUMBERS else nullcontext()
 
 
 class DeviceRunner:
@@ -93,6 +100,10 @@ class DeviceRunner:
     @torch.inference_mode()
     def launch(self, batch: Batch) -> None:
         """Have the device bring its tables up to date, compute the batch and draw its tokens; wait for none of it."""
+        with _numbers(batch):
+            self._launch(batch)
+
+    def _launch(self, batch: Batch) -> None:
         slot = self._staging.take()
         try:
             slot.began.set()
@@ -120,8 +131,9 @@ class DeviceRunner:
         slot, batch = flight.slot, flight.batch
         try:
             slot.ended.wait()
-            tokens = slot.drawn_numbers[: len(batch.sample_rows)].copy()
-            sampled = self.sampler.collect(tokens, batch.sample_rows, flight.drawing)
+            with _numbers(batch):
+                tokens = slot.drawn_numbers[: len(batch.sample_rows)].copy()
+                sampled = self.sampler.collect(tokens, batch.sample_rows, flight.drawing)
             sampled.device_s = slot.ended.seconds_since(slot.began)
             for row, pieces in flight.prompt_logprobs.items():
                 sampled.prompt_logprobs[row] = [entry for piece in pieces for entry in logprob_entries(*piece)]

@@ -93,7 +93,8 @@ class EngineLoop:
             if again == 0:
                 self._work(True)
                 if perf_counter() > yielded + YIELD:  # each time costs a turn of the loop, and the interpreter where a cell is busy
-                    await asyncio.sleep(0)
+                    with switch_interval.urgent():
+                        await asyncio.sleep(0)
                     yielded = perf_counter()
             elif not self.closing and self.mailbox.sleep(wake):
                 self._work(False)
