@@ -52,6 +52,8 @@ class Waste:
 class Watch:
     """A runner that computes nothing and looks at the pool while each step runs."""
 
+    overlaps = ready = False
+
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.seen: list[tuple[int, int, int, int]] = []  # blocks allocated, slots used, blocks needed, sequences

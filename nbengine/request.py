@@ -343,11 +343,20 @@ class _OutputReader:
         if kind is not RequestOutputKind.DELTA:
             output = request.output()
             self._tokens = [len(c.token_ids) for c in output.outputs]
-            return output
+            return _as_seen(output, done)
         parts = []
         for i, completion in enumerate(request.completions):
             part = completion.output(self._tokens[i])
             self._tokens[i] += len(part.token_ids)
             part.text, self._chars[i] = part.text[self._chars[i] :], len(part.text)
             parts.append(part)
-        return request._output(parts)  # noqa: SLF001 - one noun in two classes
+        return _as_seen(request._output(parts), done)  # noqa: SLF001 - one noun in two classes
+
+
+def _as_seen(output: RequestOutput, done: bool) -> RequestOutput:
+    """An output that was put together while its request ended does not tell so: the one after it does, with all that came."""
+    if not done and all(part.finish_reason is not None for part in output.outputs):
+        for part in output.outputs:
+            part.finish_reason = part.stop_reason = None
+    output.finished = done
+    return output

@@ -66,6 +66,10 @@ class LocalRunner:
     @torch.inference_mode()
     def sample(self, mask: Any = None) -> Sampled:
         """Draw the launched batch's tokens."""
+        with urgent():
+            return self._sample(mask)
+
+    def _sample(self, mask: Any) -> Sampled:
         assert mask is None, "no structured output yet"
         assert self._launched is not None
         (batch, hidden), self._launched = self._launched, None

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 
 URGENT = 5e-6  # seconds; CPython's default of 5 ms would be added to every step
-WORKING = 0.05
+WORKING = 1e-3
 _PR_SET_TIMERSLACK = 29
 
 _lock = threading.Lock()
@@ -49,12 +49,12 @@ def _count(*, urgent: int = 0, working: int = 0) -> None:
     with _lock:
         if not (_urgent or _working):
             _usual = _set = sys.getswitchinterval()
-        elif abs(sys.getswitchinterval() - _set) > _set / 100:  # the user has set another meanwhile, which is to stay
+        elif abs(sys.getswitchinterval() - _set) > 1.5e-6:  # the user has set another meanwhile, which is to stay
             _usual = sys.getswitchinterval()
         _urgent += urgent
         _working += working
-        _set = URGENT if _urgent else WORKING if _working else _usual
-        sys.setswitchinterval(_set)
+        _set = min(URGENT if _urgent else WORKING if _working else _usual, _usual)
+        sys.setswitchinterval(_set + 5e-7)  # which is cut to whole microseconds
 
 
 def wake_promptly() -> None:

@@ -43,6 +43,7 @@ class Clock:
         def adding(record, pool, running):
             record.time, parts = self.now, [self.random.random() * 0.004 for _ in range(4)]
             record.plan_s, record.launch_s, record.sample_s, record.commit_s = parts
+            record.landed = 0.0
             self.now += sum(parts) + self.random.choice([0, 0, 0.001, 3 * IDLE])
             add(record, pool, running)
 
