@@ -190,12 +190,13 @@ class Scheduler:
             hits = self._find(plan, sequence)
             known = len(sequence.tokens)
             start = min(len(hits) * self.pool.block_size, known - 1)  # there is always one token to compute: logits come of it
-            if not self._has_room(sequence, hits, start):
+            reserved = self._reserve(sequence)  # asked once: a user's policy may answer otherwise the next time
+            if not self._has_room(sequence, hits, start, reserved):
                 break
             if not self.chunked_prefill and budget < known - start <= self.max_num_batched_tokens:
                 break
             self.waiting.pop(0)
-            self._enter(plan, sequence, hits, start)
+            self._enter(plan, sequence, hits, start, reserved)
             if not sequence.preemptions:
                 sequence.cached = start
                 self.prompt_tokens += sequence.prompt_len
@@ -214,7 +215,7 @@ class Scheduler:
             hits.pop()  # it would have to be copied, and copies are made before this step fills it
         return hits
 
-    def _enter(self, plan: Plan, sequence: Sequence, hits: list[int], start: int) -> None:
+    def _enter(self, plan: Plan, sequence: Sequence, hits: list[int], start: int, reserved: int) -> None:
         """Give a sequence a row and the blocks it shares, and let it run."""
         for block in hits:
             self.pool.share(block, sequence.uid)
@@ -222,7 +223,7 @@ class Scheduler:
         sequence.blocks = list(hits)
         sequence.sealed = start // self.pool.block_size
         sequence.computed = start
-        sequence.reserved = self._reserve(sequence)
+        sequence.reserved = reserved
         self.running[sequence.uid] = sequence
         plan.entered.append(sequence)
         plan.table_writes.extend((GROUP, sequence.row, column, block) for column, block in enumerate(hits))
@@ -263,13 +264,14 @@ class Scheduler:
         blocks = leader.blocks[: self.pool.blocks_for(leader.computed)]
         for i, follower in enumerate(followers):
             follower.scored = follower.prompt_len  # the leader's are the request's
-            if not self._row_left or (self._reserve(follower) and not self._has_room(follower, blocks, leader.computed)):
+            reserved = self._reserve(follower)
+            if not self._row_left or (reserved and not self._has_room(follower, blocks, leader.computed, reserved)):
                 for later in followers[i:]:  # they come in later and find the prompt's full blocks in the prefix cache
                     later.scored = later.prompt_len
                     self._wait(later)
                 return
             follower.anchor, follower.regime = leader.anchor, leader.regime
-            self._enter(plan, follower, blocks, leader.computed)
+            self._enter(plan, follower, blocks, leader.computed, reserved)
             follower.hashes = list(leader.hashes)
             follower.sealed = leader.sealed
             follower.cached = leader.computed
@@ -281,12 +283,12 @@ class Scheduler:
 
     # ── room ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _has_room(self, sequence: Sequence, hits: list[int], start: int) -> bool:
+    def _has_room(self, sequence: Sequence, hits: list[int], start: int, reserved: int) -> bool:
         """Whether its known tokens, the next one and what others are still to fill fit into the free blocks."""
         if not self.running:
             return True  # a sequence alone fits
         pool = self.pool
-        total = pool.blocks_for(max(len(sequence.tokens) + 1, self._reserve(sequence)))
+        total = pool.blocks_for(max(len(sequence.tokens) + 1, reserved))
         revived = sum(1 for block in hits if pool.references[block] == 0)
         copied = start < len(hits) * pool.block_size
         promised = sum(max(0, self._needs(s, s.length)) for s in self.running.values() if s.reserved or s.remaining > 1)
@@ -346,7 +348,8 @@ class Scheduler:
             if not candidates:
                 return
             hits = self._find(plan, urgent)
-            if self._row_left and self._has_room(urgent, hits, min(len(hits) * self.pool.block_size, len(urgent.tokens) - 1)):
+            start = min(len(hits) * self.pool.block_size, len(urgent.tokens) - 1)
+            if self._row_left and self._has_room(urgent, hits, start, self._reserve(urgent)):
                 return
             if not self._vacate(plan, self._asked.victim(candidates)):
                 return

@@ -78,6 +78,7 @@ def _end(llm: LLM, how: str, settings: Settings) -> None:
     if how == "an exception":
         raise OurError
     if how == "an interrupt":
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever else this process has made of it
         timer = threading.Timer(0.05, signal.raise_signal, (signal.SIGINT,))
         timer.start()
         try:
@@ -85,6 +86,7 @@ def _end(llm: LLM, how: str, settings: Settings) -> None:
                 llm.generate(*asked(jobs_of("single", llm, settings, "interrupted")), use_tqdm=False)
         finally:
             timer.join()
+            signal.signal(signal.SIGINT, before)
 
 
 def asleep(model: str, settings: Settings, level: int) -> dict[str, Any]:

@@ -325,7 +325,7 @@ def test_slow_running_is_chosen_with_the_slider(ready, inside, blocks):
 
 
 def test_a_kernel_that_cannot_hear_is_told_of(ready, inside, blocks):
-    cell = ready.start("import time; time.sleep(4)")
+    cell = ready.start("import time; time.sleep(10)")
     blocks.button("◂ Back").click()
     notice = blocks.box.get_by_text("does not hear this button yet")
     expect(notice).to_be_visible()
