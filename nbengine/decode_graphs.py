@@ -49,10 +49,6 @@ class DecodeGraphs:
                 self._handles[key] = graph.raw_cuda_graph_exec()
                 graph.replay()
 
-    def missing(self, kind: str) -> int | None:
-        """The smallest size that has no graph of this kind yet."""
-        return next((size for size in self.sizes if self._graphs.get((size, kind)) is None), None)
-
     def clear(self) -> None:
         """Forget all: something that they read or write has moved."""
         self._handles.clear()
