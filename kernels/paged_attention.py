@@ -384,8 +384,8 @@ def plan_attention_kernel(
     m = o < rows
     token = tl.load(p_starts + o, mask=m, other=0)
     count = tl.load(p_starts + o + 1, mask=m, other=0) - token
+    last = tl.load(p_contexts + o, mask=m, other=0)
     if decodes:
-        last = tl.load(p_contexts + o, mask=m, other=0)
         first = tl.maximum(last - window, 0) // tile * tile if window > 0 else last * 0
         length = tl.where(count == 1, last - first, 0)
         longest = tl.max(length)

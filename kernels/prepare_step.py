@@ -59,8 +59,8 @@ def prepare_step_reference(packed: torch.Tensor, tables: StateTables, inputs: St
     """Fill `inputs` and `samples` from packed int32: header, state rows, starts and query starts of the rows, batch rows and state
     rows of the samples, token ids (-1: the row's newest). Each part has the size of what it fills; the header says how much counts.
 
-    Rows past those that count get one token each, of no context and no slot (-1), and samples past them the spare row: a graph of
-    a step of one token a row stays right with fewer rows. A token's position is its row's start and its place in the row.
+    Rows past those that count are to have no tokens. Tokens past those of the rows are given no slot (-1), and samples past those that
+    count the spare row: a graph of a step stays right with fewer of each. A token's position is its row's start and its place in the row.
     """
     size, count, block_size = len(inputs.context_lens), len(samples.rows), inputs.block_size
     rows_n, _, samples_n = packed[:3].tolist()
@@ -72,14 +72,13 @@ def prepare_step_reference(packed: torch.Tensor, tables: StateTables, inputs: St
     inputs.query_starts.copy_(ends)
     inputs.context_lens.copy_(torch.where(live, starts + counts, 0))
     of_token = torch.repeat_interleave(torch.arange(size, device=packed.device), counts.long())
-    positions = torch.arange(len(inputs.tokens), device=packed.device) - ends[of_token] + starts[of_token]
-    inputs.positions.copy_(positions)
-    known = torch.where(tokens < 0, tables.newest[rows[of_token]].int(), tokens)
-    inputs.tokens.copy_(torch.where(live[of_token], known, 0))
-    blocks = tables.blocks[rows[of_token], positions // block_size]
-    inputs.slots.copy_(torch.where(live[of_token], blocks * block_size + positions % block_size, -1))
+    owned, tokens = len(of_token), tokens[: len(of_token)]
+    positions = torch.arange(owned, device=packed.device) - ends[of_token] + starts[of_token]
+    inputs.positions.zero_()[:owned] = positions
+    inputs.tokens.zero_()[:owned] = torch.where(tokens < 0, tables.newest[rows[of_token]].int(), tokens).long()
+    inputs.slots.fill_(-1)[:owned] = tables.blocks[rows[of_token], positions // block_size].long() * block_size + positions % block_size
     if inputs.lengths is not None:
-        inputs.lengths.copy_(torch.maximum(tables.anchors[rows[of_token]].long(), positions + 1))
+        inputs.lengths.fill_(1)[:owned] = torch.maximum(tables.anchors[rows[of_token]].long(), positions + 1)
     inputs.block_tables.copy_(tables.blocks[rows, : inputs.block_tables.shape[1]])
     live = torch.arange(count, device=packed.device) < samples_n
     state, index = torch.where(live, sample_rows, tables.spare).long(), torch.where(live, sample_index, 0).long()
@@ -99,12 +98,12 @@ def prepare_step(packed: torch.Tensor, tables: StateTables, inputs: StepInputs, 
         packed, tables.blocks, tables.newest, tables.anchors, tables.parameters, tables.parameters.view(torch.float64),
         inputs.tokens, inputs.positions, inputs.slots, inputs.lengths, inputs.block_tables, inputs.query_starts, inputs.context_lens,
         samples.rows, samples.last, samples.temperature, samples.top_k, samples.top_p, samples.min_p, samples.seeds, samples.positions,
-        size, count, tables.spare, tables.blocks.stride(0), inputs.block_tables.stride(0),
+        size, len(inputs.tokens), count, tables.spare, tables.blocks.stride(0), inputs.block_tables.stride(0),
         block_size=inputs.block_size, tile=_TILE if len(inputs.tokens) > size else 16, num_warps=1,
     )  # fmt: skip
 
 
-@jit(do_not_specialize=("size", "samples", "spare", "table_stride", "out_stride"))
+@jit(do_not_specialize=("size", "tokens", "samples", "spare", "table_stride", "out_stride"))
 def prepare_step_kernel(
     p_packed: tl.tensor,
     p_blocks: tl.tensor,
@@ -128,6 +127,7 @@ def prepare_step_kernel(
     p_seeds: tl.tensor,
     p_sample_positions: tl.tensor,
     size: int,
+    tokens: int,
     samples: int,
     spare: tl.tensor,
     table_stride: int,
@@ -158,14 +158,21 @@ def prepare_step_kernel(
             o_token = first + o
             m = o_token < end
             position = start + o_token - begin
-            token = tl.load(p_ids + o_token, mask=m & live, other=0)
-            block = tl.load(p_row + position // block_size, mask=m & live, other=0).to(tl.int64)
-            slot = tl.where(live, block * block_size + position % block_size, -1)
+            token = tl.load(p_ids + o_token, mask=m, other=0)
+            block = tl.load(p_row + position // block_size, mask=m, other=0).to(tl.int64)
             tl.store(p_tokens + o_token, tl.where(token < 0, newest, token.to(tl.int64)), mask=m)
             tl.store(p_positions + o_token, position.to(tl.int64), mask=m)
-            tl.store(p_slots + o_token, slot, mask=m)
+            tl.store(p_slots + o_token, block * block_size + position % block_size, mask=m)
             if p_lengths is not None:
                 tl.store(p_lengths + o_token, tl.maximum(anchor, position + 1).to(tl.int64), mask=m)
+        for first in range(end if i == size - 1 else tokens, tokens, tile):  # nobody's
+            o_token = first + o
+            m = o_token < tokens
+            tl.store(p_tokens + o_token, o_token.to(tl.int64) * 0, mask=m)
+            tl.store(p_positions + o_token, o_token.to(tl.int64) * 0, mask=m)
+            tl.store(p_slots + o_token, o_token.to(tl.int64) * 0 - 1, mask=m)
+            if p_lengths is not None:
+                tl.store(p_lengths + o_token, o_token.to(tl.int64) * 0 + 1, mask=m)
         columns = tl.cdiv(context, block_size)
         p_table = p_tables + i.to(tl.int64) * out_stride
         for first in range(0, columns, 128):

@@ -76,6 +76,9 @@ class EngineConfig:
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
     enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: int = (
+        2048  # while others decode, longer prompts compute so many tokens a step, all together; 0: no such limit
+    )
     overlap: bool = True  # plan and launch a step while the GPU computes the one before
     run_ahead_ms: float = 20.0  # launch as many steps ahead as take this long, while nobody can end or arrive; 0: none
     cuda_graphs: bool = True
@@ -124,6 +127,7 @@ class EngineConfig:
             raise ValueError(f"max_num_seqs must be at most {MOST_SEQUENCES}, not {self.max_num_seqs}")
         _whole("block_size", self.block_size, least=1)
         _whole("trace_steps", self.trace_steps, least=0)
+        _whole("long_prefill_token_threshold", self.long_prefill_token_threshold, least=0)
         _whole("seed", self.seed)
         _whole("max_logprobs", self.max_logprobs, least=-1)
         if isinstance(self.gpu_memory_utilization, bool) or not isinstance(self.gpu_memory_utilization, int | float):

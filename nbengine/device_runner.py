@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 
 from nbengine.batch import Batch
-from nbengine.decode_graphs import DecodeGraphs
 from nbengine.device_errors import told_apart
 from nbengine.device_sampler import DeviceSampler, Drawing
 from nbengine.kernels.prepare_step import HEADER, SampleInputs, packed_size
@@ -22,6 +22,7 @@ from nbengine.residence import Residence
 from nbengine.sampler import logprob_entries, logprob_tensors
 from nbengine.staging import Slot, Staging, to_device, to_host
 from nbengine.state_tables import StateTables, packed_rows
+from nbengine.step_graphs import StepGraphs
 from nbengine.step_inputs import StepInputs
 from nbengine.switch_interval import urgent
 
@@ -36,7 +37,7 @@ _SCORED = 256  # prompt positions whose logits are held together
 _WARM_TOKENS = 16
 _MANY_NUMBERS = 400
 _TURN = 0.01  # seconds after which other threads get a turn although the device is not waited for
-_UPDATES = 2  # writes to the tables for each row of a step that a graph has programs for
+_UPDATES = 2  # writes to the tables for each token of a step that a graph has programs for
 
 
 @dataclass(slots=True)
@@ -85,7 +86,7 @@ class DeviceRunner:
         self.block_size = block_size
         self.tables = StateTables(max_rows, -(-max_model_len // block_size), device)
         self.sampler = DeviceSampler(loaded.vocab_size, max_rows, device, loaded.ops, self.tables)
-        self.graphs = DecodeGraphs(max_rows) if cuda_graphs and device.type == "cuda" else None
+        self.graphs = StepGraphs(max_rows, max_tokens) if cuda_graphs and device.type == "cuda" else None
         self._staging = Staging(packed_size(max_rows, max_tokens, max_rows), max_rows, device)
         self._inputs = self._make_inputs(max_rows, max_tokens)
         self._samples = SampleInputs.empty(max_rows, device)
@@ -109,9 +110,10 @@ class DeviceRunner:
             slot.began.set()
             updates = self._update(batch, slot)
             flight = _Flight(batch, slot, Drawing())
-            rows, samples = len(batch.rows), len(batch.sample_rows)
-            if rows == samples == batch.num_tokens and not batch.prompt_logprobs:
-                drawn = self._decode(batch, flight, updates)
+            samples = len(batch.sample_rows)
+            shape = self._shape(batch, updates)
+            if shape is not None:
+                drawn = self._graphed(batch, flight, updates, *shape)
             else:
                 with urgent():
                     drawn = self._compute(batch, flight, updates)
@@ -183,40 +185,48 @@ class DeviceRunner:
         if len(batch.copies):
             self.ops.copy_blocks(self.residence.caches, to_device(batch.copies, self.device))
 
-    def _decode(self, batch: Batch, flight: _Flight, updates: torch.Tensor | None) -> torch.Tensor:
-        """A step of one token a row, each of which draws the next: its shape is all that a graph needs to know."""
-        rows, graphs = len(batch.rows), self._usable_graphs()
+    def _shape(self, batch: Batch, updates: torch.Tensor | None) -> tuple[int, int] | None:
+        """The rows and tokens of the graph that a step can be run by, if there is one."""
+        graphs, rows = self._usable_graphs(), len(batch.rows)
+        if graphs is None or batch.prompt_logprobs:
+            return None
         if updates is not None and updates is not self._staging.updates:
-            graphs = None  # they lie where no graph looks
-        size = rows if graphs is None else graphs.size_for(rows)
-        self._send(batch, flight.slot, size, size, size)
+            return None  # they lie where no graph looks
+        if rows == len(batch.sample_rows) == batch.num_tokens:
+            return (size := graphs.size_for(rows)), size
+        shape = graphs.shape_for(rows, batch.num_tokens)
+        return None if shape is None or len(batch.sample_rows) > shape[0] else shape
+
+    def _graphed(self, batch: Batch, flight: _Flight, updates: torch.Tensor | None, rows: int, tokens: int) -> torch.Tensor:
+        """A step padded to a shape, which is all that its graph needs to know."""
+        assert self.graphs is not None
+        assert self._staging.calls is not None
+        self._send(batch, flight.slot, rows, tokens, rows)
         plain = self.sampler.plain(batch.sample_rows)
-        if graphs is None or len(batch.admitted) or len(batch.copies) or len(batch.table_writes) > _UPDATES * size:
+        if len(batch.copies) or max(len(batch.admitted), len(batch.table_writes)) > _UPDATES * tokens:
             self._apply(batch, updates)
-        body, kind = (self._decode_and_draw, "draw") if plain else (self._decode_only, "decode")
-        if graphs is None:
-            with urgent():
-                body(size, (batch.starts + batch.counts).tolist())
-        else:
-            assert self._staging.calls is not None
-            graphs.run(size, kind, body, self._staging.calls)
+        body = self._run_and_draw if plain else self._run_only
+        self.graphs.run((rows, tokens, plain), partial(body, rows, tokens), self._staging.calls)
         if plain:
             return self._drawn
+        count = len(batch.sample_rows)
         with urgent():
-            drawn, flight.drawing = self.sampler.draw(self._logits(self._hidden[:rows]), batch, self._samples.first(rows))
+            drawn, flight.drawing = self.sampler.draw(self._logits(self._hidden[:count]), batch, self._samples.first(count))
         return drawn
 
-    def _decode_only(self, size: int, contexts: list[int] | None = None) -> None:
-        if contexts is None:
-            self.ops.update_tables(self._staging.step, self._staging.updates, self.tables, _UPDATES * size)
-        hidden, _ = self._forward(size, size, size, [1] * size, contexts or [1] * size)
-        self._hidden[:size].copy_(hidden)
+    def _run_only(self, rows: int, tokens: int) -> None:
+        hidden, _ = self._run(rows, tokens)
+        self._hidden[:rows].copy_(hidden)
 
-    def _decode_and_draw(self, size: int, contexts: list[int] | None = None) -> None:
-        if contexts is None:
-            self.ops.update_tables(self._staging.step, self._staging.updates, self.tables, _UPDATES * size)
-        hidden, samples = self._forward(size, size, size, [1] * size, contexts or [1] * size)
-        self._drawn[:size].copy_(self.sampler.draw_plainly(self._logits(hidden), samples))
+    def _run_and_draw(self, rows: int, tokens: int) -> None:
+        hidden, samples = self._run(rows, tokens)
+        self._drawn[:rows].copy_(self.sampler.draw_plainly(self._logits(hidden), samples))
+
+    def _run(self, rows: int, tokens: int) -> tuple[torch.Tensor, SampleInputs]:
+        """The hidden states that a step of this shape draws from, a row's each; nothing in it looks at anything on the host."""
+        self.ops.update_tables(self._staging.step, self._staging.updates, self.tables, _UPDATES * tokens)
+        hidden, samples = self._forward(rows, tokens, rows, [1] * rows, [1] * rows)
+        return (hidden if rows == tokens else hidden.index_select(0, samples.last)), samples
 
     def _forward(self, rows: int, tokens: int, samples: int, counts: list[int], contexts: list[int]) -> tuple[torch.Tensor, SampleInputs]:
         """The hidden states of the step that was sent. Only ops that no graph may hold look at the contexts."""
@@ -225,12 +235,12 @@ class DeviceRunner:
         self.ops.prepare_step(self._staging.step, self.tables, inputs, sample_inputs)
         return self.residence.model.forward(inputs, self.residence.caches), sample_inputs
 
-    def _usable_graphs(self) -> DecodeGraphs | None:
+    def _usable_graphs(self) -> StepGraphs | None:
         """The graphs, while every op in use can be held by one: a reference or a function of a user's may ask the host."""
         return self.graphs if self.ops.capturable else None
 
     def _compute(self, batch: Batch, flight: _Flight, updates: torch.Tensor | None) -> torch.Tensor:
-        """A step of any other shape."""
+        """A step as it is, launch by launch."""
         rows, tokens, count = len(batch.rows), batch.num_tokens, len(batch.sample_rows)
         self._send(batch, flight.slot, rows, tokens, count)
         self._apply(batch, updates)
@@ -276,8 +286,7 @@ class DeviceRunner:
         ends = numbers[at : at + rows + 1]
         ends[0] = 0
         np.cumsum(batch.counts, out=ends[1 : count + 1])
-        if rows > count:  # one token each for the rows that pad the step
-            ends[count + 1 :] = np.arange(batch.num_tokens + 1, batch.num_tokens + 1 + rows - count)
+        ends[count + 1 :] = batch.num_tokens  # rows that pad the step have none
         at += rows + 1
         for part, room in ((batch.sample_index, samples), (batch.sample_rows, samples), (batch.tokens, tokens)):
             numbers[at : at + len(part)] = part
@@ -327,18 +336,14 @@ class DeviceRunner:
         batch = Batch(0, nobody, nobody, nobody, nobody, nobody.reshape(0, 4), nobody.reshape(0, 2), nobody, nobody)
         slot = self._staging.take()
         tokens = min(_WARM_TOKENS, len(self._inputs.tokens))
-        self._send(batch, slot, 1, tokens, 1)
-        slot.step_numbers[HEADER + 3] = tokens  # where the one row that pads the step ends
-        self._staging.send(slot, packed_size(1, tokens, 1))
-        hidden, samples = self._forward(1, tokens, 1, [tokens], [tokens])
-        self.sampler.draw_plainly(self._logits(hidden.index_select(0, samples.last)), samples)
-        for _ in range(2):  # run, then captured
-            self._send(batch, slot, 1, 1, 1)
-            if (graphs := self._usable_graphs()) is None:
-                self._decode_and_draw(1)
-            else:
+        graphs = self._usable_graphs()
+        for shape in (1, tokens), (1, 1):
+            self._send(batch, slot, *shape, 1)
+            self._run_and_draw(*shape)
+            if graphs is not None:
                 assert self._staging.calls is not None
-                graphs.run(1, "draw", self._decode_and_draw, self._staging.calls)
+                for _ in range(2):  # counted as run, then captured
+                    graphs.run((*shape, True), partial(self._run_and_draw, *shape), self._staging.calls)
         slot.ended.set()
         slot.ended.wait()
         self._staging.give_back(slot)

@@ -43,6 +43,7 @@ class Plan:
     entered: list[Sequence] = field(default_factory=list)  # who was given a row
     filled: set[int] = field(default_factory=set)  # blocks that this very step fills: they may be read in it, but not copied
     held: set[int] = field(default_factory=set)  # uids that sit this step out, to be preempted once no step in flight needs them
+    long_room: int = 0  # tokens that long prompts may still compute in this step
     squeezed: bool = False  # blocks ran out for who was running: nobody new in this step
     prompt_logprobs: dict[int, int] = field(default_factory=dict)
 

@@ -35,6 +35,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_num_seqs: int,
         chunked_prefill: bool = True,
+        long_prefill_token_threshold: int = 0,
         prefix_caching: bool = True,
         rotation: Rotation | None = None,
     ) -> None:
@@ -48,6 +49,7 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_num_seqs = max_num_seqs
         self.chunked_prefill = chunked_prefill
+        self.long_prefill_token_threshold = long_prefill_token_threshold
         self.waiting: list[Sequence] = []  # by place
         self.running: dict[int, Sequence] = {}  # by uid, in order of admission
         self.in_flight: dict[int, Plan] = {}  # by step
@@ -158,6 +160,8 @@ class Scheduler:
         """Let whoever can run take part, who runs already first."""
         opens = self._asked.opens(list(self.running.values()))
         self._displace(plan)
+        decoding = any(sequence.remaining == 1 for sequence in self.running.values())
+        plan.long_room = self.long_prefill_token_threshold if decoding and self.chunked_prefill else budget
         for sequence in self._asked.order(list(self.running.values())):
             if budget == 0:
                 break
@@ -167,7 +171,7 @@ class Scheduler:
                 if not sequence.in_flight:
                     self._restart(sequence)
                 continue
-            count = self._chunk(sequence, budget)
+            count = self._chunk(plan, sequence, budget)
             if count > 0 and self._provide(plan, sequence, sequence.computed + count):
                 self._plan(plan, sequence, count)
                 budget -= count
@@ -175,14 +179,22 @@ class Scheduler:
             self._admit(plan, budget)
         return plan
 
-    def _chunk(self, sequence: Sequence, budget: int) -> int:
-        """How many tokens it computes now; 0 where its prompt stays whole and does not fit any more."""
+    def _chunk(self, plan: Plan, sequence: Sequence, budget: int) -> int:
+        """How many tokens it computes now; 0 where there is no room for it, as a whole or as a long one."""
         remaining = sequence.remaining
         if remaining == 1:
             return 1
+        if self._is_long(remaining):
+            if plan.long_room <= 0:
+                return 0
+            budget = min(budget, plan.long_room)
         if not self.chunked_prefill and remaining <= self.max_num_batched_tokens:  # a longer one cannot but come in pieces
             return remaining if remaining <= budget else 0
         return max(1, min(self._asked.chunk(sequence, budget), remaining, budget))
+
+    def _is_long(self, tokens: int) -> bool:
+        """Whether so many tokens to compute take part in steps by pieces while others decode, whom a long step would make wait."""
+        return 0 < self.long_prefill_token_threshold < tokens
 
     def _admit(self, plan: Plan, budget: int) -> None:
         while self.waiting and budget > 0 and self._row_left:
@@ -195,6 +207,8 @@ class Scheduler:
                 break
             if not self.chunked_prefill and budget < known - start <= self.max_num_batched_tokens:
                 break
+            if self._is_long(known - start) and plan.long_room <= 0:
+                break
             self.waiting.pop(0)
             self._enter(plan, sequence, hits, start, reserved)
             if not sequence.preemptions:
@@ -202,7 +216,7 @@ class Scheduler:
                 self.prompt_tokens += sequence.prompt_len
                 self.prefix_queries += known
                 self.prefix_hits += start
-            count = self._chunk(sequence, budget)
+            count = self._chunk(plan, sequence, budget)
             provided = self._provide(plan, sequence, start + count)
             assert provided, "a sequence was admitted without room"
             self._plan(plan, sequence, count)
@@ -234,6 +248,8 @@ class Scheduler:
         """Put the next `count` tokens of a sequence, for which it has blocks, into the batch."""
         start, known, size = sequence.computed, len(sequence.tokens), self.pool.block_size
         end = start + count
+        if self._is_long(sequence.remaining):
+            plan.long_room -= count
         if end <= known:
             plan.tokens.extend(sequence.tokens[start:end])
         else:

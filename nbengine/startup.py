@@ -180,6 +180,7 @@ def _build(config: EngineConfig, folder: Path, progress: Progress) -> tuple[Engi
         max_num_batched_tokens=tokens,
         max_num_seqs=sequences,
         chunked_prefill=config.enable_chunked_prefill,
+        long_prefill_token_threshold=config.long_prefill_token_threshold,
         prefix_caching=config.enable_prefix_caching,
         rotation=loaded.spec if loaded.rope_by_length else None,
     )

@@ -31,6 +31,8 @@ import json, time
 from nbengine import Engine, SamplingParams
 from nbengine.notebook.generation import Generation
 from nbengine.notebook.live import view_of
+from nbengine.notebook.pump import Pump
+from nbengine.notebook.watch import wait_here
 e = Engine({folder!r}, **json.loads({options!r}))
 """
 # What %%generate does: submit, show what is new fifteen times a second, wait. It gives every prompt the same length; this one need not.
@@ -39,11 +41,7 @@ jobs = json.loads(open({file!r}).read())
 began = time.perf_counter()
 params = [SamplingParams(temperature=1.0, max_tokens=new, ignore_eos=True) for _, new in jobs]
 g = Generation(e.submit_all([text for text, _ in jobs], params), e)
-view = view_of(g)
-while not g.done:
-    view.refresh()
-    time.sleep(0.02)
-view.finish()
+wait_here(g, view_of(g), Pump())
 took = time.perf_counter() - began
 """
 # Seconds of the cell, and from the first request's arrival to the last one's end, which the showing of the end is no part of.

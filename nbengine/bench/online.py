@@ -17,7 +17,7 @@ import numpy as np
 from nbengine.bench.measure import Settings, asked, jobs_of, opened, run
 from nbengine.bench.results import Results, say, table
 from nbengine.bench.shapes import shape
-from nbengine.bench.workloads import workload
+from nbengine.bench.workloads import Job, workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +28,7 @@ SHARE = 0.7  # of the measured capacity
 DECODING = 64  # requests that a long prompt meets
 LONG = 30_000  # tokens
 LONG_CONTEXT = 32_768
+TIMES = ("first", "second")
 
 
 class Arrivals:
@@ -63,7 +64,7 @@ def measure(models: list[str], settings: Settings, results: Results, *, long: bo
     rows = []
     for model in models:
         if settings.allows(f"arrivals on {model}"):
-            rows.append(results.add("online", arriving(model, settings)))
+            rows += [results.add("online", row) for row in arriving(model, settings)]
         longest = 640 if settings.quick else LONG_CONTEXT
         if not long or shape(model)["max_position_embeddings"] < longest:
             continue
@@ -71,7 +72,7 @@ def measure(models: list[str], settings: Settings, results: Results, *, long: bo
         rows += [results.add("long-prompt", among_others(model, settings, chunked=chunked)) for chunked in ways]
     shown = [
         (
-            row["model"] + (f", {row['rate_per_s']:.3g} requests/s" if row["kind"] == "online" else f", long prompt, chunked={row['chunked']}"),
+            row["model"] + (f", {row['rate_per_s']:.3g} requests/s, the {row['time']} time" if row["kind"] == "online" else f", long prompt, chunked={row['chunked']}"),
             row["first_token_p50_ms"], row["first_token_p99_ms"], row["between_p50_ms"], row["between_p99_ms"],
         )
         for row in rows
@@ -81,29 +82,32 @@ def measure(models: list[str], settings: Settings, results: Results, *, long: bo
     return rows
 
 
-def arriving(model: str, settings: Settings) -> dict[str, Any]:
-    """sharegpt, each request at a time of its own."""
+def arriving(model: str, settings: Settings) -> list[dict[str, Any]]:
+    """sharegpt, each request at a time of its own; twice, as the first time some shapes of steps are met, compiled and captured."""
     with opened(model, settings) as (llm, _):
         full = run(llm, jobs_of("sharegpt", llm, settings, "capacity"))
         rate = SHARE * full.requests / full.seconds
-        prompts, params = asked(jobs_of("sharegpt", llm, settings, "arriving"))
-        rng, watched, due = random.Random(0), [], perf_counter()
-        began = due
-        for prompt, param in zip(prompts, params, strict=True):
-            due += rng.expovariate(rate)
-            time.sleep(max(0.0, due - perf_counter()))
-            watched.append(Arrivals(llm.engine.submit(prompt, param)))
-        for one in watched:
-            one.request.result()
-        seconds = perf_counter() - began
+        say(f"{model}: {rate:.3g} requests a second, {SHARE:.0%} of {full.requests / full.seconds:.3g}")
+        about = {"model": model, "workload": "sharegpt", "share": SHARE, "rate_per_s": rate, "capacity_tok_s": full.rate}
+        return [{**about, "time": turn, **_arrive(llm, jobs_of("sharegpt", llm, settings, f"arriving {turn}"), rate)} for turn in TIMES]
+
+
+def _arrive(llm: LLM, jobs: list[Job], rate: float) -> dict[str, Any]:
+    rng, watched, due = random.Random(0), [], perf_counter()
+    began = due
+    for prompt, param in zip(*asked(jobs), strict=True):
+        due += rng.expovariate(rate)
+        time.sleep(max(0.0, due - perf_counter()))
+        watched.append(Arrivals(llm.engine.submit(prompt, param)))
+    for one in watched:
+        one.request.result()
+    seconds = perf_counter() - began
     first = percentiles(one.request.metrics.time_to_first_token or 0.0 for one in watched)
     between = percentiles(gap for one in watched for gap in one.gaps())
     tokens = sum(len(one.request.completions[0].token_ids) for one in watched)
-    say(f"{model}: {rate:.3g} requests a second, {SHARE:.0%} of {full.requests / full.seconds:.3g}")
     return {
-        "model": model, "workload": "sharegpt", "requests": len(watched), "share": SHARE, "rate_per_s": rate, "capacity_tok_s": full.rate,
-        "tok_s": tokens / seconds, "first_token_p50_ms": first[0], "first_token_p99_ms": first[1], "between_p50_ms": between[0],
-        "between_p99_ms": between[1],
+        "requests": len(watched), "tok_s": tokens / seconds, "first_token_p50_ms": first[0], "first_token_p99_ms": first[1],
+        "between_p50_ms": between[0], "between_p99_ms": between[1],
     }  # fmt: skip
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
-from time import monotonic, sleep
+from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from nbengine.bell import Bell
 from nbengine.errors import NBEngineError
-from nbengine.interrupts import hear_interrupts
 from nbengine.notebook import render
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nbengine.outputs import FinishReason, Logprob, RequestMetrics, RequestOutput
     from nbengine.request import Request
 
-LOOK = 0.02  # seconds between two looks at whether it has ended
+LOOK = 0.1  # most seconds between two looks at whether it has ended
 SHOWN = 1.0  # most seconds to wait for the end to be on the screen
 
 
@@ -41,6 +41,7 @@ class Generation:
         self.view_finished: threading.Event | None = None  # set when what shows it has shown the end
         self._engine = weakref.ref(engine)
         self._outputs: list[RequestOutput] | None = None
+        self._ended = 0  # so many of the first handles have
 
     # ── what it holds ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -93,7 +94,21 @@ class Generation:
     @property
     def done(self) -> bool:
         """Whether nothing more will come."""
-        return all(handle.finished for handle in self.handles)
+        ended, count = self._ended, len(self.handles)
+        while ended < count and self.handles[ended].finished:
+            ended += 1
+        self._ended = ended
+        return ended == count
+
+    def on_end(self, ring: Callable[[], None]) -> None:
+        """Have `ring` called in the engine's thread when it has ended. Whoever waits for that looks by itself too: it may have already."""
+
+        def look() -> None:
+            if self.done:
+                ring()
+
+        for handle in self.handles:
+            handle.listen(look, at_end=True)
 
     @property
     def failure(self) -> str | None:
@@ -138,11 +153,12 @@ class Generation:
     def settle(self, timeout: float | None = None) -> bool:
         """Wait until it has ended, however it does; False if `timeout` seconds were not enough."""
         deadline = None if timeout is None else monotonic() + timeout
-        hear_interrupts()
+        bell = Bell()
+        self.on_end(bell.ring)
         while not self.done:
             if deadline is not None and monotonic() > deadline:
                 return False
-            sleep(LOOK)
+            bell.wait(LOOK)
         return True
 
     def raise_error(self) -> None:

@@ -175,6 +175,7 @@ CONFIG_HELP = {
     "max_num_batched_tokens": "most tokens of a step",
     "max_num_seqs": "most sequences at once",
     "enable_chunked_prefill": "cut long prompts into several steps",
+    "long_prefill_token_threshold": "while others decode, longer prompts take so many tokens a step",
     "scheduling_policy": "fcfs, priority, static, reserve, static-reserve",
     "trace_steps": "steps that the trace keeps; 0: none",
     "overlap": "on a GPU, plan a step while the one before it is computed",

@@ -6,21 +6,20 @@ import asyncio
 import contextlib
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
+from nbengine.bell import Bell
 from nbengine.errors import NBEngineError
-from nbengine.interrupts import hear_interrupts
 
 if TYPE_CHECKING:
     from nbengine.notebook.generation import Generation
     from nbengine.notebook.live import View
     from nbengine.notebook.pump import Pump
 
-LOOK = 0.02  # seconds between two looks; also what lets an interrupt through where a kernel cannot wake its own loop
+LOOK = 0.02  # most seconds between two looks; also what lets an interrupt through where a kernel cannot wake its own loop
 GRACE = 0.25  # seconds that a cancelled request may take to end before its cell is left
 
 
@@ -46,11 +45,12 @@ InterruptedHere.__name__ = Interrupted.__name__  # what a front end shows
 
 def wait_here(generation: Generation, view: View, pump: Pump) -> None:
     """Wait in the calling thread."""
+    bell = Bell()
+    generation.on_end(bell.ring)
     try:
-        hear_interrupts()
         while not generation.done:
             view.refresh()
-            time.sleep(LOOK)
+            bell.wait(LOOK)
     except KeyboardInterrupt:
         _stop(generation)
         raise InterruptedHere(_told(generation)) from None
@@ -61,10 +61,19 @@ def wait_here(generation: Generation, view: View, pump: Pump) -> None:
 
 async def wait_awaited(generation: Generation, view: View, pump: Pump) -> None:
     """`wait_here` for a cell that is awaited, so that its kernel hears a button meanwhile."""
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def ring() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed, and whoever waited in it is gone
+            loop.call_soon_threadsafe(ended.set)
+
+    generation.on_end(ring)
     try:
         while not generation.done:
             view.refresh()
-            await asyncio.sleep(LOOK)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK):
+                    await ended.wait()
     except (asyncio.CancelledError, KeyboardInterrupt):
         _stop(generation)
         raise Interrupted(_told(generation)) from None

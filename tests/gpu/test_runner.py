@@ -13,6 +13,7 @@ import torch
 from nbengine import Engine, SamplingParams
 from nbengine.device_runner import DeviceRunner
 from nbengine.errors import RequestError
+from nbengine.step_graphs import StepGraphs
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine")]
 
@@ -91,6 +92,29 @@ def test_float32_gives_the_tokens_of_the_cpu(params):
             found.append(tokens(engine.generate(PROMPTS, SamplingParams(max_tokens=40, **params))))
     for other in found[1:]:  # float32 sums are not the same everywhere, and now and then a draw stands right at an edge
         assert sum(one != two for one, two in zip(found[0], other, strict=True)) <= len(PROMPTS) // 12
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, {"seed": 3, "n": 2, "repetition_penalty": 1.2}], ids="-".join)
+def test_prompts_that_join_decoding_rows_run_from_graphs_and_give_the_same_tokens(params, monkeypatch):
+    captured = []
+    run = StepGraphs.run
+
+    def noting(self, shape, body, calls):
+        captured.extend([shape] if self._graphs.get(shape, 0) is None else [])
+        run(self, shape, body, calls)
+
+    monkeypatch.setattr(StepGraphs, "run", noting)
+    found = []
+    for options in ({}, {"cuda_graphs": False}):
+        with Engine("tales", dtype="float32", enable_prefix_caching=False, **SMALL, **options) as engine:
+            requests = []
+            for prompt in [text * (1 + turn) for turn in range(6) for text in PROMPTS[:4]]:
+                requests.append(engine.submit(prompt, SamplingParams(max_tokens=60, ignore_eos=True, **params)))
+                time.sleep(0.005)
+            found.append(tokens(request.result() for request in requests))
+    mixed = {shape[:2] for shape in captured if shape[0] < shape[1]}
+    assert len(mixed) > 2, captured
+    assert sum(one != other for one, other in zip(*found, strict=True)) <= 2  # float32 sums are not the same for every shape
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -65,7 +65,7 @@ def packed(
     """A step of rows (state row, start, tokens) and samples (batch row, state row), packed into parts of these sizes."""
     array = np.full(packed_size(size, tokens, count) + 5, -99, np.int32)
     counts = [n for _, _, n in rows]
-    ends = np.cumsum([0, *counts, *[1] * (size - len(rows))])
+    ends = np.cumsum([0, *counts, *[0] * (size - len(rows))])
     array[:3] = len(rows), sum(counts), len(samples)
     ids = [-1 if n == 1 and row % 2 else 1000 + i for row, _, n in rows for i in range(n)]
     at = HEADER
@@ -104,24 +104,25 @@ MIXED = [(3, 17, 1), (8, 0, 130), (5, 300, 33), (1, 31, 1), (0, 0, 2)]
 
 
 def check_preparing(device: str) -> None:
-    for rows, size, samples, count, lengths in (
-        (DECODES, 4, [(i, row) for i, (row, _, _) in enumerate(DECODES)], 4, False),
-        (DECODES, 8, [(i, row) for i, (row, _, _) in enumerate(DECODES)], 8, True),
-        (MIXED, 5, [(0, 3), (1, 8), (1, 7), (4, 0)], 4, True),
-        (MIXED, 5, [], 0, False),
+    for rows, size, tokens, samples, count, lengths in (
+        (DECODES, 4, 4, [(i, row) for i, (row, _, _) in enumerate(DECODES)], 4, False),
+        (DECODES, 8, 8, [(i, row) for i, (row, _, _) in enumerate(DECODES)], 8, True),
+        (MIXED, 5, 167, [(0, 3), (1, 8), (1, 7), (4, 0)], 4, True),
+        (MIXED, 5, 512, [(0, 3), (1, 8), (1, 7), (4, 0)], 5, True),
+        (MIXED, 8, 192, [(0, 3)], 8, False),
+        (MIXED, 5, 167, [], 0, False),
+        ([], 1, 16, [], 1, True),
     ):
-        tokens = sum(n for _, _, n in rows) + size - len(rows)
         step = packed(rows, samples, size, tokens, count, device)
         expected, got = (filled(size, tokens, count, device, lengths=lengths) for _ in range(2))
         prepare_step_reference(step, tables(device), *expected)
         prepare_step(step, tables(device), *got)
         for name in ("tokens", "positions", "slots", "query_starts", "context_lens", "lengths"):
             one, other = getattr(got[0], name), getattr(expected[0], name)
-            live = slice(None) if name in {"query_starts", "context_lens", "tokens", "slots"} else slice(0, sum(n for _, _, n in rows))
-            assert (one is None and other is None) or torch.equal(one[live], other[live]), (name, one, other)
+            assert (one is None and other is None) or torch.equal(one, other), (name, one, other)
         for i, (_, start, n) in enumerate(rows):
             columns = -(-(start + n) // BLOCK)
             assert torch.equal(got[0].block_tables[i, :columns], expected[0].block_tables[i, :columns])
         for name in SampleInputs.__slots__:
             assert torch.equal(getattr(got[1], name), getattr(expected[1], name)), name
-        assert got[0].slots[sum(n for _, _, n in rows) :].tolist() == [-1] * (size - len(rows))
+        assert got[0].slots[sum(n for _, _, n in rows) :].tolist() == [-1] * (tokens - sum(n for _, _, n in rows))

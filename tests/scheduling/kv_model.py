@@ -438,6 +438,7 @@ def storm(seed: int, operations: int = 60) -> Simulation:
         policy=policies[rng.choice(["fcfs", "fcfs", *policies])](),
         chunked_prefill=rng.random() < 0.9,
         prefix_caching=rng.random() < 0.9,
+        long_prefill_token_threshold=rng.choice([0, 0, 1, 4]),
     )
     prompts = [[rng.randrange(ALPHABET) for _ in range(24)] for _ in range(2)]
 

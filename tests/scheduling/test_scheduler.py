@@ -91,6 +91,27 @@ def test_without_chunked_prefill_a_prompt_beyond_the_budget_still_ends():
     sim.drain()
 
 
+def test_while_others_decode_long_prompts_take_the_threshold_together_and_short_ones_what_is_left():
+    sim = Simulation(num_blocks=60, budget=40, max_num_seqs=6, long_prefill_token_threshold=7)
+    (decoding,) = sim.add([0, 1], 12)
+    sim.step()
+    (short,) = sim.add([1] * 7, 9)
+    (long,) = sim.add([2] * 17, 3)
+    (other,) = sim.add([3] * 9, 3)
+    for counts in ((1, 7, 7, 0), (1, 1, 7, 0), (1, 1, 3, 7), (1, 1, 1, 2)):  # what is left of a long one is short in the end
+        sim.step()
+        assert tuple(tokens_of(sim.batches[-1], one) for one in (decoding, short, long, other)) == counts
+    sim.drain()
+
+
+def test_a_long_prompt_that_delays_nobody_takes_the_whole_step():
+    sim = Simulation(num_blocks=60, budget=40, max_num_seqs=6, long_prefill_token_threshold=7)
+    sim.add([2] * 30, 3)
+    sim.step()
+    assert sim.batches[-1].num_tokens == 30
+    sim.drain()
+
+
 def test_a_request_that_fits_no_pool_is_our_bug():
     with pytest.raises(AssertionError, match="alone"):
         Simulation(num_blocks=2, block_size=4).add([0] * 8, 1)

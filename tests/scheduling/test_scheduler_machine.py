@@ -57,6 +57,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 5),
         budget=st.integers(1, 12),
         chunked_prefill=st.sampled_from([True, True, True, False]),
+        long_prefill_token_threshold=st.sampled_from([0, 0, 1, 5]),
         prefix_caching=st.sampled_from([True, True, True, False]),
         policy=any_policy,
     )

@@ -1,0 +1,83 @@
+"""Steps as CUDA graphs: hundreds of launches that the host makes once and then repeats with one call."""
+
+from __future__ import annotations
+
+import contextlib
+from bisect import bisect_left
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nbengine.switch_interval import urgent
+
+if TYPE_CHECKING:
+    from nbengine.cuda_calls import CudaCalls
+
+# rows of a step in which each computes one token
+SIZES = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
+# rows and tokens of any other; in a larger one than the last the GPU has so much to do that launching it takes no longer
+MIXED_ROWS = (1, 8, 32, 128, 256)
+MIXED_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2304)
+
+
+class StepGraphs:
+    """A graph for each shape that steps are padded to, captured when it is needed a second time; all share one pool of memory.
+
+    The first time, the step simply runs: what it needs is compiled then. What a graph reads and writes must stay where it is.
+    """
+
+    def __init__(self, max_rows: int, max_tokens: int) -> None:
+        self.sizes = [size for size in SIZES if size < max_rows] + [max_rows]
+        self.rows = [rows for rows in MIXED_ROWS if rows <= max_rows]
+        self.tokens = [tokens for tokens in MIXED_TOKENS if tokens <= max_tokens]
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
+        self._handles: dict[Hashable, int] = {}
+        self._pool: Any = None
+
+    def size_for(self, rows: int) -> int:
+        """What a step of one token a row is padded to."""
+        return self.sizes[bisect_left(self.sizes, rows)]
+
+    def shape_for(self, rows: int, tokens: int) -> tuple[int, int] | None:
+        """The rows and tokens that any other step is padded to; None where it is too large for a graph to pay."""
+        if rows > self.rows[-1] or not self.tokens or tokens > self.tokens[-1]:
+            return None
+        padded = self.rows[bisect_left(self.rows, rows)]
+        at = bisect_left(self.tokens, max(tokens, padded + 1))  # as many tokens as rows mean one token a row
+        return (padded, self.tokens[at]) if at < len(self.tokens) else None
+
+    def run(self, shape: Hashable, body: Callable[[], None], calls: CudaCalls) -> None:
+        """Run the body of this shape, from its graph if there is one."""
+        handle = self._handles.get(shape)
+        if handle is not None:
+            calls.launch(handle)
+            return
+        with urgent():
+            if shape not in self._graphs:
+                self._graphs[shape] = None
+                body()
+            else:
+                self._graphs[shape] = graph = self._capture(body)
+                self._handles[shape] = graph.raw_cuda_graph_exec()
+                graph.replay()
+
+    def clear(self) -> None:
+        """Forget all: something that they read or write has moved."""
+        self._handles.clear()
+        self._graphs.clear()
+        self._pool = None
+
+    def _capture(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")  # other threads may use the card meanwhile
+        try:
+            body()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # what the body met is told, not that the capture is incomplete
+                graph.capture_end()
+            raise
+        graph.capture_end()
+        return graph
