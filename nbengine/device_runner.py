@@ -86,8 +86,9 @@ class DeviceRunner:
         self.block_size = block_size
         self.tables = StateTables(max_rows, -(-max_model_len // block_size), device)
         self.sampler = DeviceSampler(loaded.vocab_size, max_rows, device, loaded.ops, self.tables)
-        self.graphs = StepGraphs(max_rows, max_tokens) if cuda_graphs and device.type == "cuda" else None
         self._staging = Staging(packed_size(max_rows, max_tokens, max_rows), max_rows, device)
+        calls = self._staging.calls if cuda_graphs else None
+        self.graphs = None if calls is None else StepGraphs(max_rows, max_tokens, calls)
         self._inputs = self._make_inputs(max_rows, max_tokens)
         self._samples = SampleInputs.empty(max_rows, device)
         self._hidden = torch.zeros((max_rows, loaded.hidden_size), dtype=loaded.dtype, device=device)
@@ -187,26 +188,24 @@ class DeviceRunner:
 
     def _shape(self, batch: Batch, updates: torch.Tensor | None) -> tuple[int, int] | None:
         """The rows and tokens of the graph that a step can be run by, if there is one."""
-        graphs, rows = self._usable_graphs(), len(batch.rows)
+        graphs, rows, samples = self._usable_graphs(), len(batch.rows), len(batch.sample_rows)
         if graphs is None or batch.prompt_logprobs:
             return None
         if updates is not None and updates is not self._staging.updates:
             return None  # they lie where no graph looks
-        if rows == len(batch.sample_rows) == batch.num_tokens:
+        if rows == samples == batch.num_tokens:
             return (size := graphs.size_for(rows)), size
-        shape = graphs.shape_for(rows, batch.num_tokens)
-        return None if shape is None or len(batch.sample_rows) > shape[0] else shape
+        return graphs.shape_for(max(rows, samples), batch.num_tokens)
 
     def _graphed(self, batch: Batch, flight: _Flight, updates: torch.Tensor | None, rows: int, tokens: int) -> torch.Tensor:
         """A step padded to a shape, which is all that its graph needs to know."""
         assert self.graphs is not None
-        assert self._staging.calls is not None
         self._send(batch, flight.slot, rows, tokens, rows)
         plain = self.sampler.plain(batch.sample_rows)
         if len(batch.copies) or max(len(batch.admitted), len(batch.table_writes)) > _UPDATES * tokens:
             self._apply(batch, updates)
         body = self._run_and_draw if plain else self._run_only
-        self.graphs.run((rows, tokens, plain), partial(body, rows, tokens), self._staging.calls)
+        self.graphs.run((rows, tokens, plain), partial(body, rows, tokens))
         if plain:
             return self._drawn
         count = len(batch.sample_rows)
@@ -341,9 +340,8 @@ class DeviceRunner:
             self._send(batch, slot, *shape, 1)
             self._run_and_draw(*shape)
             if graphs is not None:
-                assert self._staging.calls is not None
                 for _ in range(2):  # counted as run, then captured
-                    graphs.run((*shape, True), partial(self._run_and_draw, *shape), self._staging.calls)
+                    graphs.run((*shape, True), partial(self._run_and_draw, *shape))
         slot.ended.set()
         slot.ended.wait()
         self._staging.give_back(slot)

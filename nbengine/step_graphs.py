@@ -27,7 +27,8 @@ class StepGraphs:
     The first time, the step simply runs: what it needs is compiled then. What a graph reads and writes must stay where it is.
     """
 
-    def __init__(self, max_rows: int, max_tokens: int) -> None:
+    def __init__(self, max_rows: int, max_tokens: int, calls: CudaCalls) -> None:
+        self._calls = calls
         self.sizes = [size for size in SIZES if size < max_rows] + [max_rows]
         self.rows = [rows for rows in MIXED_ROWS if rows <= max_rows]
         self.tokens = [tokens for tokens in MIXED_TOKENS if tokens <= max_tokens]
@@ -47,11 +48,11 @@ class StepGraphs:
         at = bisect_left(self.tokens, max(tokens, padded + 1))  # as many tokens as rows mean one token a row
         return (padded, self.tokens[at]) if at < len(self.tokens) else None
 
-    def run(self, shape: Hashable, body: Callable[[], None], calls: CudaCalls) -> None:
+    def run(self, shape: Hashable, body: Callable[[], None]) -> None:
         """Run the body of this shape, from its graph if there is one."""
         handle = self._handles.get(shape)
         if handle is not None:
-            calls.launch(handle)
+            self._calls.launch(handle)
             return
         with urgent():
             if shape not in self._graphs:

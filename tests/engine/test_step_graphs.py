@@ -8,7 +8,7 @@ from nbengine.step_graphs import MIXED_ROWS, MIXED_TOKENS, StepGraphs
 
 @given(max_rows=st.integers(1, 1500), max_tokens=st.integers(1, 20_000), data=st.data())
 def test_every_step_fits_the_shape_that_it_is_padded_to(max_rows, max_tokens, data):
-    graphs = StepGraphs(max_rows, max_tokens)
+    graphs = StepGraphs(max_rows, max_tokens, None)
     rows = data.draw(st.integers(1, min(max_rows, max_tokens)))
     assert rows <= graphs.size_for(rows) <= max_rows
     tokens = data.draw(st.integers(rows, max_tokens))
@@ -26,7 +26,7 @@ def test_every_step_fits_the_shape_that_it_is_padded_to(max_rows, max_tokens, da
 
 
 def test_a_prompt_and_its_neighbours_are_padded_by_little():
-    graphs = StepGraphs(1024, 16384)
+    graphs = StepGraphs(1024, 16384, None)
     assert graphs.shape_for(1, 100) == (1, 128)
     assert graphs.shape_for(30, 129) == (32, 192)
     assert graphs.shape_for(65, 2048 + 64) == (128, 2304)

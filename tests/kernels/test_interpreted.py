@@ -9,17 +9,20 @@ import pytest
 import torch
 from kernel_cases import BOUNDS, MIXES, Random, attention, broken_rows, error, poisoned, relative_rms, rope_store, sampling, widened
 
-from nbengine import Engine, SamplingParams
+from nbengine import Engine, SamplingParams, startup
+from nbengine.device_runner import DeviceRunner
 from nbengine.kernels.copy_blocks import copy_blocks
 from nbengine.kernels.paged_attention import paged_attention
 from nbengine.kernels.rope_store import rope_store as store_kernel
 from nbengine.kernels.sample import sample, sample_reference
 from nbengine.ops import OP_NAMES, Ops
+from nbengine.step_graphs import StepGraphs
 from nbengine.step_inputs import LayerCache
 
 pytest.importorskip("triton", "3.7", "the interpreter of Triton before 3.7 fails in loops under NumPy 2.4 and later")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of integers that wrap and of masked lanes
 
+TELLING = ("paged_attention", "prepare_step", "update_tables", "keep_drawn", "rope_store")  # where a device's lengths and slots count
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -155,6 +158,40 @@ def test_an_engine_runs_on_them_and_draws_the_same_tokens():
     for name in ("reference", "triton"):
         with Engine("tales", dtype="float32", max_model_len=64, ops=dict.fromkeys(OP_NAMES, name)) as engine:
             found.append([output.outputs[0].token_ids for output in engine.generate(["Once upon a time", "The king"], params)])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, {"seed": 3, "n": 2, "repetition_penalty": 1.2}], ids="-".join)
+def test_steps_padded_to_the_shapes_of_graphs_give_the_same_tokens(monkeypatch, params):
+    shapes, made = [], []
+
+    class Padded(StepGraphs):
+        def run(self, shape, body):
+            shapes.append(shape[:2])
+            body()
+
+    class Runner(DeviceRunner):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.graphs = Padded(options["max_rows"], options["max_tokens"], None)
+            made.append(self)
+
+    monkeypatch.setattr(startup, "_overlaps", lambda loaded: True)
+    monkeypatch.setattr(Ops, "capturable", True)
+    found = []
+    for runner, ops in ((DeviceRunner, {}), (Runner, dict.fromkeys(TELLING, "triton"))):
+        monkeypatch.setattr("nbengine.device_runner.DeviceRunner", runner)
+        with Engine("tales", device="cpu", dtype="float32", max_model_len=96, max_num_seqs=8, max_num_batched_tokens=64, ops=ops) as engine:
+            engine.pause()
+            requests = []
+            for prompt in ("Once upon a time", "The king had three sons, and the youngest", "The fox"):
+                requests.append(engine.submit(prompt, SamplingParams(max_tokens=5, ignore_eos=True, **params)))
+                engine.step()
+            engine.resume()
+            found.append([[completion.token_ids for completion in request.result().outputs] for request in requests])
+    assert made
+    assert (8, 16) in shapes
+    assert any(rows == tokens for rows, tokens in shapes)
     assert found[0] == found[1]
 
 
