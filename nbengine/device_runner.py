@@ -16,13 +16,14 @@ import torch
 from nbengine.batch import Batch
 from nbengine.device_errors import told_apart
 from nbengine.device_sampler import DeviceSampler, Drawing
+from nbengine.kernels._triton import multiprocessors
 from nbengine.kernels.prepare_step import HEADER, SampleInputs, packed_size
 from nbengine.kernels.update_tables import ROW
 from nbengine.residence import Residence
 from nbengine.sampler import logprob_entries, logprob_tensors
 from nbengine.staging import Slot, Staging, to_device, to_host
 from nbengine.state_tables import StateTables, packed_rows
-from nbengine.step_graphs import StepGraphs
+from nbengine.step_graphs import StepGraphs, paying_tokens
 from nbengine.step_inputs import StepInputs
 from nbengine.switch_interval import urgent
 
@@ -87,8 +88,11 @@ class DeviceRunner:
         self.tables = StateTables(max_rows, -(-max_model_len // block_size), device)
         self.sampler = DeviceSampler(loaded.vocab_size, max_rows, device, loaded.ops, self.tables)
         self._staging = Staging(packed_size(max_rows, max_tokens, max_rows), max_rows, device)
-        calls = self._staging.calls if cuda_graphs else None
-        self.graphs = None if calls is None else StepGraphs(max_rows, max_tokens, calls)
+        self.graphs: StepGraphs | None = None
+        if cuda_graphs and self._staging.calls is not None:
+            weights = loaded.weight_bytes // loaded.dtype.itemsize
+            paying = paying_tokens(len(loaded.cache_layers), weights, multiprocessors(device))
+            self.graphs = StepGraphs(max_rows, min(max_tokens, paying), self._staging.calls)
         self._inputs = self._make_inputs(max_rows, max_tokens)
         self._samples = SampleInputs.empty(max_rows, device)
         self._hidden = torch.zeros((max_rows, loaded.hidden_size), dtype=loaded.dtype, device=device)

@@ -16,9 +16,16 @@ if TYPE_CHECKING:
 
 # rows of a step in which each computes one token
 SIZES = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
-# rows and tokens of any other; in a larger one than the last the GPU has so much to do that launching it takes no longer
+# rows and tokens of any other, the tokens so dense that little is computed in vain
 MIXED_ROWS = (1, 8, 32, 128, 256)
-MIXED_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2304)
+MIXED_TOKENS = (16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2304)
+LAUNCH = 0.4e-3  # seconds that the launches of a layer take
+RATE = 4.5e12  # operations a second of a Hopper GPU's multiprocessor, in large products
+
+
+def paying_tokens(layers: int, weights: int, multiprocessors: int) -> int:
+    """Tokens of the largest step that takes longer to launch than to compute: in a larger one a graph saves nothing, and its padding costs."""
+    return int(layers * LAUNCH * multiprocessors * RATE / (2 * weights))
 
 
 class StepGraphs:
@@ -27,11 +34,11 @@ class StepGraphs:
     The first time, the step simply runs: what it needs is compiled then. What a graph reads and writes must stay where it is.
     """
 
-    def __init__(self, max_rows: int, max_tokens: int, calls: CudaCalls) -> None:
+    def __init__(self, max_rows: int, mixed_tokens: int, calls: CudaCalls) -> None:
         self._calls = calls
         self.sizes = [size for size in SIZES if size < max_rows] + [max_rows]
         self.rows = [rows for rows in MIXED_ROWS if rows <= max_rows]
-        self.tokens = [tokens for tokens in MIXED_TOKENS if tokens <= max_tokens]
+        self.tokens = [tokens for tokens in MIXED_TOKENS if tokens <= mixed_tokens]
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
         self._handles: dict[Hashable, int] = {}
         self._pool: Any = None
