@@ -7,8 +7,10 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -72,14 +74,8 @@ def measure(models: list[str], workloads: list[str], settings: Settings, results
         if not settings.allows(f"a kernel with {model}"):
             continue
         folder = folder_with_tokenizer(model, settings.folder)
-        with opened(model, settings, folder, skip_tokenizer_init=False) as (llm, _):
-            script = {
-                name: max(
-                    at_once(llm, text_prompts(name, folder, fresh=f"script {turn}", quick=settings.quick)).rate
-                    for turn in range(settings.repeats_of(name))
-                )
-                for name in workloads
-            }
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # a process of its own, as the kernel is
+            script = pool.submit(_in_script, model, folder, workloads, settings).result()
         in_kernel = _in_kernel(model, folder, workloads, settings)
         for name in workloads:
             cell, engine = in_kernel[name]
@@ -96,6 +92,14 @@ def measure(models: list[str], workloads: list[str], settings: Settings, results
         shown,
     )
     return rows
+
+
+def _in_script(model: str, folder: Path, workloads: list[str], settings: Settings) -> dict[str, float]:
+    def rate(name: str, turn: int) -> float:
+        return at_once(llm, text_prompts(name, folder, fresh=f"script {turn}", quick=settings.quick)).rate
+
+    with opened(model, settings, folder, skip_tokenizer_init=False) as (llm, _):
+        return {name: max(rate(name, turn) for turn in range(settings.repeats_of(name))) for name in workloads}
 
 
 def _in_kernel(model: str, folder: Path, workloads: list[str], settings: Settings) -> dict[str, tuple[float, float]]:

@@ -34,6 +34,7 @@ DTYPES = {
 # What different exports put before the same tensor's name; the empty one first.
 PREFIXES = ("", "model.", "language_model.", "model.language_model.", "language_model.model.", "transformer.", "base_model.model.")
 CHUNK = 32 << 20  # bytes per copy: progress moves and an interrupt gets in between two of them
+AHEAD = 4 * CHUNK  # how far the disk reads on while a chunk is copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class Checkpoint:
         """As read_into, a few megabytes at a time: yields the bytes of `destination` filled by each step."""
         stored = self._tensors[self.resolve(name)]
         wanted = tuple(destination.shape)
-        source = self._view(stored)
+        whole = source = self._view(stored)
         if axis is not None:
             rest = tuple(size for place, size in enumerate(wanted) if place != axis)
             stored_rest = tuple(size for place, size in enumerate(stored.shape) if place != axis)
@@ -122,7 +123,10 @@ class Checkpoint:
             raise CheckpointError(
                 f"{name} in {stored.file} has shape {list(stored.shape)}, and the model needs {list(wanted)}: {WRONG_CONFIG}"
             )
-        yield from _copy_steps(source, destination)
+        for read, filled in _chunks(source, destination):
+            self._read_on(stored, read.data_ptr() - whole.data_ptr())
+            filled.copy_(read)
+            yield filled.nbytes
 
     def ties_head(self, embedding: str = "model.embed_tokens.weight", head: str = "lm_head.weight") -> bool:
         """Whether one tensor serves as embedding and head: one of them is absent, or both hold the same values.
@@ -143,6 +147,13 @@ class Checkpoint:
         bare = {name.removeprefix(prefix) for prefix in PREFIXES}
         candidates = (prefix + stem for prefix in PREFIXES for stem in sorted(bare, key=len))
         return next((candidate for candidate in candidates if candidate in self._tensors), None)
+
+    def _read_on(self, stored: StoredTensor, offset: int) -> None:
+        """Have the disk read what comes after this place in a tensor and its chunk, and will most likely be asked for next."""
+        pages = self._maps.get(stored.file)
+        begin = (stored.begin + offset + AHEAD) // mmap.PAGESIZE * mmap.PAGESIZE
+        if pages is not None and begin < len(pages) and hasattr(pages, "madvise"):
+            pages.madvise(mmap.MADV_WILLNEED, begin, min(CHUNK, len(pages) - begin))
 
     def _view(self, stored: StoredTensor) -> torch.Tensor:
         """The tensor where it lies in the mapped file; its pages are read when they are copied."""
@@ -195,13 +206,10 @@ def _stored(path: Path, name: str, entry: dict[str, Any], base: int, size: int) 
     return StoredTensor(path, dtype, shape, begin, end)
 
 
-def _copy_steps(source: torch.Tensor, destination: torch.Tensor) -> Iterator[int]:
+def _chunks(source: torch.Tensor, destination: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Both in parts of a few megabytes of the source."""
     if source.dim() == 0 or source.numel() == 0:
-        destination.copy_(source)
-        yield destination.nbytes
+        yield source, destination
         return
     rows = max(1, CHUNK // max(1, source[0].numel() * source.element_size()))
-    for row in range(0, source.shape[0], rows):
-        part = destination[row : row + rows]
-        part.copy_(source[row : row + rows])
-        yield part.nbytes
+    yield from zip(source.split(rows), destination.split(rows), strict=True)

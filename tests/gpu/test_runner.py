@@ -116,7 +116,7 @@ def test_prompts_that_join_decoding_rows_run_from_graphs_and_give_the_same_token
             engine.resume()
             found.append(tokens(request.result() for request in requests))
         if not options:
-            assert joined >= 5, joined
+            assert joined >= 3, joined
     assert sum(one != other for one, other in zip(*found, strict=True)) <= 3  # float32 sums are not the same for every shape
 
 
