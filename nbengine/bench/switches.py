@@ -23,7 +23,6 @@ def switches(settings: Settings, ops: list[str] | None = None) -> dict[str, dict
     chosen = kernels if ops is None else [name for name in ops if name in kernels]
     together: dict[str, Any] = {**options, **({"ops": dict.fromkeys(kernels, "reference")} if kernels else {})}
     return {
-        ALL_ON: {},
         **{f"{name}={value}": {name: value} for name, value in options.items()},
         **{f"{name} by its reference": {"ops": {name: "reference"}} for name in chosen},
         "all off": together,
@@ -32,13 +31,14 @@ def switches(settings: Settings, ops: list[str] | None = None) -> dict[str, dict
 
 
 def measure(
-    models: list[str], workloads: list[str], settings: Settings, results: Results, ops: list[str] | None = None
+    models: list[str], workloads: list[str], settings: Settings, results: Results, ops: list[str] | None = None, only: str = ""
 ) -> list[dict[str, Any]]:
-    """Everything on first and, to see how much two equal runs differ, last."""
+    """Everything on first and, to see how much two equal runs differ, last; in between what has `only` in its label."""
+    changed = {label: options for label, options in switches(settings, ops).items() if only in label}
     rows: list[dict[str, Any]] = []
     for model in models:
         base: dict[str, float] = {}
-        for label, options in [*switches(settings, ops).items(), (f"{ALL_ON}, again", {})]:
+        for label, options in [(ALL_ON, {}), *changed.items(), (f"{ALL_ON}, again", {})]:
             if not settings.allows(f"{label} on {model}"):
                 continue
             try:
