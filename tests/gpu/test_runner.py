@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from runner_cases import WISHES, tokens
 
 from nbengine import Engine, SamplingParams, switch_interval
 from nbengine.bench import busy
@@ -29,10 +30,6 @@ PROMPTS = [
     "In the middle of the forest there stood a house",
 ] * 6
 SMALL = {"max_model_len": 512, "kv_cache_memory_bytes": 1 << 28}
-
-
-def tokens(outputs):
-    return [[completion.token_ids for completion in output.outputs] for output in outputs]
 
 
 @pytest.fixture(scope="module")
@@ -70,21 +67,7 @@ def test_tales_differs_from_transformers_only_where_its_own_margin_is_below_bf16
         assert differing < asked * 0.02
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        {"temperature": 0},
-        {"seed": 3, "top_p": 0.9},
-        {"seed": 3, "n": 3},
-        {"temperature": 0, "repetition_penalty": 1.3},
-        {"seed": 5, "frequency_penalty": 0.7, "presence_penalty": 0.2},
-        {"seed": 5, "min_tokens": 20, "logit_bias": {300: 3.0}},
-        {"temperature": 0, "bad_words": ["the", "little girl"]},
-        {"temperature": 0, "stop": ["and"]},
-        {"seed": 2, "logprobs": 4, "prompt_logprobs": 2},
-    ],
-    ids="-".join,
-)
+@pytest.mark.parametrize("params", [*WISHES.values(), {"seed": 2, "logprobs": 4, "prompt_logprobs": 2}], ids=[*WISHES, "log-probabilities"])
 def test_float32_gives_the_tokens_of_the_cpu(params):
     found = []
     for device, options in (
