@@ -53,10 +53,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     few, some = _ways(x, outs)
     if not (few or some):
         return F.linear(x, weight, bias)
-    assert weight.is_contiguous()
-    assert bias is None or bias.stride(0) == 1
-    x = x.contiguous()
-    out = torch.empty((rows, outs), dtype=x.dtype, device=x.device)
+    x, out = _operands(x, weight, bias)
     if few:
         tile_out, tile, stages, warps = _few_tiles(rows, outs, width)
         linear_few_kernel[(-(-outs // tile_out),)](
@@ -76,11 +73,10 @@ def _ways(x: torch.Tensor, outs: int) -> tuple[bool, bool]:
     rows, width = x.shape
     if rows == 1:
         return True, False
-    if not rows or x.element_size() != 2:  # cuBLAS's float32 is exact, the matrix units' would not be
+    if not rows or x.element_size() != 2:
         return False, False
     few = (rows == 2 and width <= 8192) or (rows <= 4 and outs <= 2048)
-    # a T4's matrix units are out of Triton's reach
-    return few, not few and rows <= 16 and outs <= 4096 and shared_memory(x.device) > 90 << 10
+    return few, not few and rows <= 16 and outs <= 4096 and _on_matrix_units(x)
 
 
 def _few_tiles(rows: int, outs: int, width: int) -> tuple[int, int, int, int]:
@@ -96,21 +92,28 @@ def _few_tiles(rows: int, outs: int, width: int) -> tuple[int, int, int, int]:
 
 def linear_invariant(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """As linear_reference, a row's result the same to the bit however many rows there are: one way to multiply, whatever the shape."""
-    rows, width = x.shape
-    outs = weight.shape[0]
-    assert weight.is_contiguous()
-    assert bias is None or bias.stride(0) == 1
     check_product(x)
-    x = x.contiguous()
-    out = torch.empty((rows, outs), dtype=x.dtype, device=x.device)
-    exact = x.element_size() == 4
-    tile_rows, tile_out, tile = (16, 32, 32) if exact else (64, 64, 64)
+    x, out = _operands(x, weight, bias)
+    rows, outs = out.shape
+    tile_rows, tile_out, tile, stages = (64, 64, 64, 4) if _on_matrix_units(x) else (16, 32, 32, 1)
     if rows:
         linear_invariant_kernel[(-(-rows // tile_rows), -(-outs // tile_out))](
-            x, weight, bias, out, rows, outs, width=width, tile_rows=tile_rows, tile_out=tile_out, tile=tile, num_warps=4,
-            num_stages=1 if exact else 4,
+            x, weight, bias, out, rows, outs, width=x.shape[1], tile_rows=tile_rows, tile_out=tile_out, tile=tile, num_warps=4,
+            num_stages=stages,
         )  # fmt: skip
     return out
+
+
+def _operands(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the kernels read as x, and room for the product."""
+    assert weight.is_contiguous()
+    assert bias is None or bias.stride(0) == 1
+    return x.contiguous(), torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
+
+
+def _on_matrix_units(x: torch.Tensor) -> bool:
+    """float32 is to be exact, and a T4's are out of Triton's reach."""
+    return x.element_size() == 2 and shared_memory(x.device) > 90 << 10
 
 
 @jit(do_not_specialize=("rows",))
@@ -137,9 +140,7 @@ def linear_invariant_kernel(
         x = tl.load(p_x + o_row[:, None] * width + o[None, :], mask=m_row[:, None] & m[None, :], other=0.0)
         w = tl.load(p_weight + o_out[:, None] * width + o[None, :], mask=m_out[:, None] & m[None, :], other=0.0)
         total = tl.dot(x, tl.trans(w), total, input_precision="ieee")
-    if p_bias is not None:
-        total += tl.load(p_bias + o_out, mask=m_out, other=0.0).to(tl.float32)[None, :]
-    tl.store(p_out + o_row[:, None] * outs + o_out[None, :], total, mask=m_row[:, None] & m_out[None, :])
+    _store(total, p_bias, p_out, outs, o_row, o_out, m_row, m_out)
 
 
 @jit(do_not_specialize=("rows",))
@@ -169,10 +170,7 @@ def linear_few_kernel(
         x = tl.load(p_all + o, mask=m if tile_rows == 1 else m & m_row[:, None, None], other=0.0)
         w = tl.load(p_some + o, mask=m & m_out[None, :, None], other=0.0, eviction_policy="evict_first")
         total += w.to(tl.float32) * x.to(tl.float32)
-    out = tl.sum(total, axis=2)
-    if p_bias is not None:
-        out += tl.load(p_bias + o_out, mask=m_out, other=0.0).to(tl.float32)[None, :]
-    tl.store(p_out + o_row[:, None] * outs + o_out[None, :], out, mask=m_row[:, None] & m_out[None, :])
+    _store(tl.sum(total, axis=2), p_bias, p_out, outs, o_row, o_out, m_row, m_out)
 
 
 @jit(do_not_specialize=("rows",))
@@ -206,7 +204,21 @@ def linear_some_kernel(
             x = tl.load(p_all + o, mask=m_row[None, :, None], other=0.0)
             w = tl.load(p_some + o, mask=m_out[None, :, None], other=0.0)
         total = tl.dot(x, tl.trans(w, (0, 2, 1)), total)
-    out = tl.sum(total, axis=0)
+    _store(tl.sum(total, axis=0), p_bias, p_out, outs, o_row, o_out, m_row, m_out)
+
+
+@jit()
+def _store(
+    out: tl.tensor,
+    p_bias: tl.tensor | None,
+    p_out: tl.tensor,
+    outs: int,
+    o_row: tl.tensor,
+    o_out: tl.tensor,
+    m_row: tl.tensor,
+    m_out: tl.tensor,
+) -> None:
+    """Keep a tile of the product, its bias added."""
     if p_bias is not None:
         out += tl.load(p_bias + o_out, mask=m_out, other=0.0).to(tl.float32)[None, :]
     tl.store(p_out + o_row[:, None] * outs + o_out[None, :], out, mask=m_row[:, None] & m_out[None, :])

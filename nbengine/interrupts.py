@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+from typing import Any
 
 
 def hear_interrupts() -> None:
@@ -21,12 +22,26 @@ def hear_interrupts() -> None:
     except RuntimeError:
         return
     before = signal.getsignal(signal.SIGINT)
-    if not callable(before) or before is signal.default_int_handler:
-        return
+    if callable(before) and before is not signal.default_int_handler and not isinstance(before, _Hearing):
+        signal.signal(signal.SIGINT, _Hearing(before, loop))
 
-    def restore() -> None:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, before)
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    loop.call_soon(restore)
+class _Hearing:
+    """A handler in the place of a loop's own, which is back when the loop runs or an interrupt came.
+
+    One that came may end the loop's run, whose handler is no more when the loop runs a last time, to be closed.
+    """
+
+    def __init__(self, before: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._before = before
+        self._restoring = loop.call_soon(self._restore)
+
+    def __call__(self, *_: object) -> None:
+        self._restoring.cancel()
+        self._restore()
+        raise KeyboardInterrupt
+
+    def _restore(self) -> None:
+        current: object = signal.getsignal(signal.SIGINT)
+        if current is self:
+            signal.signal(signal.SIGINT, self._before)

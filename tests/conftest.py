@@ -1,9 +1,10 @@
-"""What every test gets: one torch thread for each parallel worker, hypothesis profiles, and a check for engines left running."""
+"""What every test gets: one torch thread for each parallel worker, hypothesis profiles, and checks for engines left running and handlers left changed."""
 
 from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -44,6 +45,17 @@ def engines_are_gone() -> Iterator[None]:
             time.sleep(0.01)
     left = sorted(thread.name for thread in engine_threads() - before)
     assert not left, f"the test left these threads running: {left}"
+
+
+@pytest.fixture(autouse=True)
+def interrupts_are_handled_as_before() -> Iterator[None]:
+    """Fail a test that leaves another handler of SIGINT to the tests after it, which then could not be stopped."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    after = signal.getsignal(signal.SIGINT)
+    if after is not before:
+        signal.signal(signal.SIGINT, before)
+        pytest.fail(f"the test left SIGINT to {after} in place of {before}")
 
 
 @pytest.fixture

@@ -71,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     command("mixed", _mixed, "sharegpt as text, a third of it with top-p and penalties and read as it comes", small, None)
     switches = command("switches", _switches, "what each optimisation is worth", small, ["single", "fifty"])
     switches.add_argument("--ops", nargs="*", help="of the kernels, exchange only these for their references (default: each in turn)")
+    switches.add_argument("--only", default="", metavar="TEXT", help="change only what has this in its name: deterministic, say")
     online = command("online", _online, "latency under random arrivals, and of a long prompt among others", small, None)
     online.add_argument("--no-long", dest="long", action="store_false", help="only the random arrivals")
     command("busy", _busy, "what a busy main thread costs", small, ["sharegpt", "single"])
@@ -130,7 +131,7 @@ def _mixed(given: argparse.Namespace, settings: Settings, results: Results, card
 def _switches(given: argparse.Namespace, settings: Settings, results: Results, card: Card) -> None:  # noqa: ARG001
     from nbengine.bench.switches import measure
 
-    measure(given.models, given.workloads, settings, results, given.ops)
+    measure(given.models, given.workloads, settings, results, given.ops, given.only)
 
 
 def _online(given: argparse.Namespace, settings: Settings, results: Results, card: Card) -> None:  # noqa: ARG001

@@ -1,4 +1,4 @@
-"""What each optimisation is worth: the same cells with one of them off at a time."""
+"""What each optimisation is worth, and what determinism costs: the same cells with one option changed at a time."""
 
 from __future__ import annotations
 
@@ -11,32 +11,34 @@ from nbengine.config import EngineConfig
 from nbengine.ops import Ops
 
 OFF: dict[str, Any] = {"overlap": False, "cuda_graphs": False, "run_ahead_ms": 0.0, "enable_prefix_caching": False}  # option: value
+COSTS: dict[str, Any] = {"deterministic": True}  # what is off otherwise, for it makes slower
 ALL_ON = "all on"
 
 
 def switches(settings: Settings, ops: list[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Engine options by what they turn off: whatever this engine has an option for, each kernel, and everything together."""
+    """Engine options by what they turn off: whatever this engine has an option for, each kernel, and everything together; then what costs."""
     known = {field.name for field in fields(EngineConfig)}
     options = {name: value for name, value in OFF.items() if name in known}
     kernels = [name for name, kind in Ops.default(settings.device).in_use().items() if kind == "triton"]
     chosen = kernels if ops is None else [name for name in ops if name in kernels]
     together: dict[str, Any] = {**options, **({"ops": dict.fromkeys(kernels, "reference")} if kernels else {})}
     return {
-        ALL_ON: {},
         **{f"{name}={value}": {name: value} for name, value in options.items()},
         **{f"{name} by its reference": {"ops": {name: "reference"}} for name in chosen},
         "all off": together,
+        **({f"{name}={value}, a cost": {name: value} for name, value in COSTS.items()} if settings.device.type == "cuda" else {}),
     }
 
 
 def measure(
-    models: list[str], workloads: list[str], settings: Settings, results: Results, ops: list[str] | None = None
+    models: list[str], workloads: list[str], settings: Settings, results: Results, ops: list[str] | None = None, only: str = ""
 ) -> list[dict[str, Any]]:
-    """Everything on first and, to see how much two equal runs differ, last."""
+    """Everything on first and, to see how much two equal runs differ, last; in between what has `only` in its label."""
+    changed = {label: options for label, options in switches(settings, ops).items() if only in label}
     rows: list[dict[str, Any]] = []
     for model in models:
         base: dict[str, float] = {}
-        for label, options in [*switches(settings, ops).items(), (f"{ALL_ON}, again", {})]:
+        for label, options in [(ALL_ON, {}), *changed.items(), (f"{ALL_ON}, again", {})]:
             if not settings.allows(f"{label} on {model}"):
                 continue
             try:
@@ -54,7 +56,7 @@ def measure(
         (f"{row['model']} {row.get('workload', '')}", row["switch"], row.get("tok_s", "failed"), row.get("all_on_is_faster_by"))
         for row in rows
     ]
-    table("one optimisation off at a time", ("cell", "off", "tok/s", "all on is faster by"), shown)
+    table("one option changed at a time", ("cell", "changed", "tok/s", "all on is faster by"), shown)
     return rows
 
 

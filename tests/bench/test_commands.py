@@ -1,6 +1,7 @@
 import json
 import signal
 import sys
+from contextlib import contextmanager
 from dataclasses import fields
 
 import pytest
@@ -11,6 +12,7 @@ from nbengine.bench import busy, switches
 from nbengine.bench.measure import Settings, opened
 from nbengine.bench.online import Arrivals, percentiles
 from nbengine.config import EngineConfig
+from nbengine.ops import Ops
 
 CPU = torch.device("cpu")
 
@@ -46,6 +48,30 @@ def test_a_kernel_is_exchanged_for_its_reference_where_it_is_in_use(monkeypatch,
     assert "sample by its reference" not in found
     assert found["all off"]["ops"] == {"linear": "reference"}
     assert "linear by its reference" not in switches.switches(Settings(CPU, tmp_path), [])
+
+
+def test_determinism_is_a_row_of_its_own_where_there_is_any_and_never_among_what_is_off(monkeypatch, tmp_path):
+    monkeypatch.setattr(switches.Ops, "default", lambda device: Ops(torch.device("cpu")))
+    on_a_gpu, on_a_cpu = (switches.switches(Settings(torch.device(kind), tmp_path)) for kind in ("cuda", "cpu"))
+    assert on_a_gpu.pop("deterministic=True, a cost") == {"deterministic": True}
+    assert on_a_gpu == on_a_cpu
+    assert not any("deterministic" in options for options in on_a_cpu.values())
+
+
+def test_what_determinism_costs_is_how_much_faster_the_usual_engine_is(measure, monkeypatch):
+    given = []
+
+    @contextmanager
+    def opening(model, settings, **options):
+        given.append(options)
+        with opened(model, settings, **{name: value for name, value in options.items() if name != "deterministic"}) as found:
+            yield found
+
+    monkeypatch.setattr(switches, "opened", opening)
+    monkeypatch.setattr(switches, "switches", lambda settings, ops: {"overlap=False": {}, "deterministic=True, a cost": switches.COSTS})
+    usual, deterministic, _ = measure("switches", "--workloads", "single", "--only", "determ")
+    assert given == [{}, {"deterministic": True}, {}]
+    assert deterministic["all_on_is_faster_by"] == pytest.approx(usual["tok_s"] / deterministic["tok_s"], rel=1e-2)
 
 
 def test_a_switch_that_cannot_be_turned_off_is_said_and_the_others_go_on(measure, monkeypatch):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import secrets
 import sys
 import time
@@ -14,8 +13,7 @@ from typing import Any, Self
 import httpx
 import psutil
 from jupyter_client import BlockingKernelClient
-
-WAIT = 120.0
+from kernel_replies import WAIT, reply_to, value_of
 
 
 class Jupyter:
@@ -93,28 +91,15 @@ class Kernel:
     def start(self, code: str) -> str:
         return self.client.execute(code, store_history=False, allow_stdin=False)
 
-    def finish(self, cell: str) -> dict[str, Any]:
-        deadline = time.monotonic() + WAIT
-        while time.monotonic() < deadline:
-            try:
-                reply = self.client.get_shell_msg(timeout=1)
-            except queue.Empty:
-                continue
-            if reply["parent_header"].get("msg_id") == cell:
-                content = reply["content"]
-                assert content["status"] == "ok", content
-                return content
-        raise TimeoutError(cell)
+    def finish(self, cell: str) -> None:
+        content = reply_to(self.client, cell)
+        assert content["status"] == "ok", content
 
     def run(self, code: str) -> None:
         self.finish(self.start(code))
 
     def value(self, expression: str) -> Any:
-        """What an expression is in the kernel, by way of JSON."""
-        code = f"__import__('json').dumps({expression})"
-        reply = self.finish(self.client.execute("", silent=True, user_expressions={"value": code}))["user_expressions"]["value"]
-        assert reply["status"] == "ok", reply
-        return json.loads(eval(reply["data"]["text/plain"]))
+        return value_of(self.client, expression)
 
     def restart(self) -> None:
         """As the menu does it."""

@@ -19,6 +19,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers_greedy import greedily
 
 from nbengine import Engine, SamplingParams
 
@@ -89,17 +90,7 @@ class TinyModel:
 
     def scored(self, prompt: list[int], new_tokens: int) -> tuple[list[int], torch.Tensor]:
         """Greedy tokens, and the log-probabilities [new_tokens, vocab] that they were taken from."""
-        ids = torch.tensor([prompt])
-        out = self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        return out.sequences[0, len(prompt) :].tolist(), torch.cat(out.logits).float().log_softmax(-1)
+        return greedily(self.model, prompt, new_tokens)
 
     @torch.inference_mode()
     def logprobs(self, tokens: list[int]) -> torch.Tensor:

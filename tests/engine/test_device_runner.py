@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from runner_cases import WISHES, tokens
 
 from nbengine import Engine, SamplingParams, startup
 from nbengine.device_runner import DeviceRunner
@@ -35,25 +36,11 @@ def plain_engine():
         yield engine
 
 
-def tokens(outputs):
-    return [[completion.token_ids for completion in output.outputs] for output in outputs]
+def forbid_the_last(output, logits):
+    return logits.index_fill(0, torch.tensor(output[-1:], dtype=torch.long), -5.0)
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        {"temperature": 0},
-        {"seed": 3, "top_p": 0.9},
-        {"seed": 3, "n": 3},
-        {"temperature": 0, "repetition_penalty": 1.3},
-        {"seed": 5, "frequency_penalty": 0.7, "presence_penalty": 0.2},
-        {"seed": 5, "min_tokens": 20, "logit_bias": {300: 3.0}},
-        {"temperature": 0, "bad_words": ["the", "little girl"]},
-        {"temperature": 0, "stop": ["and"]},
-        {"seed": 1, "logits_processors": [lambda output, logits: logits.index_fill(0, torch.tensor(output[-1:], dtype=torch.long), -5.0)]},
-    ],
-    ids=["greedy", "top-p", "n", "repetition", "frequency", "bias", "bad words", "stop", "processor"],
-)
+@pytest.mark.parametrize("params", [*WISHES.values(), {"seed": 1, "logits_processors": [forbid_the_last]}], ids=[*WISHES, "processor"])
 def test_it_gives_the_tokens_of_the_runner_for_cpus(device_engine, plain_engine, params):
     engine = device_engine()
     wishes = SamplingParams(max_tokens=40, **params)

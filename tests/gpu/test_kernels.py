@@ -11,13 +11,25 @@ import torch
 from nbengine.kernels.copy_blocks import copy_blocks
 from nbengine.kernels.linear import linear_invariant
 from nbengine.kernels.paged_attention import paged_attention, paged_attention_invariant
-from nbengine.kernels.penalise import example_inputs as example_penalties
 from nbengine.kernels.sample import sample, sample_reference
 from nbengine.ops import OP_NAMES, Ops
 from nbengine.step_inputs import LayerCache
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "kernels"))
-from kernel_cases import BOUNDS, MIXES, Random, attention, broken_rows, error, relative_rms, rope_store, sampling, widened
+from kernel_cases import (
+    BOUNDS,
+    MIXES,
+    Random,
+    as_a_decode,
+    attention,
+    broken_rows,
+    error,
+    penalties,
+    relative_rms,
+    rope_store,
+    sampling,
+    widened,
+)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine")]
 
@@ -106,21 +118,29 @@ def test_invariant_attention(random, rows, window, softcap):
     assert error("paged_attention", (q, cache, inputs, 0.2, window, softcap), paged_attention_invariant) < bound(random)
 
 
+def test_a_query_attends_the_same_to_the_bit_alone_and_among_its_prompts(random):
+    q, cache, inputs = attention([(1, 900), (90, 90), (9, 500)], 6, 2, 64, 16, random)
+    differing = {}
+    for attend in (paged_attention_invariant, paged_attention):
+        together = attend(q, cache, inputs, 0.2)
+        alone = [attend(q[token : token + 1], cache, as_a_decode(inputs, token), 0.2)[0] for token in range(len(q))]
+        differing[attend] = sum(not torch.equal(*pair) for pair in zip(alone, together, strict=True))
+    assert differing[paged_attention_invariant] == 0
+    assert differing[paged_attention] > 0  # or this would test nothing
+
+
 @pytest.mark.parametrize(("rows", "width", "outs"), [(1, 64, 96), (5, 1000, 33), (63, 4096, 257), (300, 63, 1000)])
 def test_invariant_products(random, rows, width, outs):
     x, weight = random(rows, width), random(outs, width)
     assert error("linear", (x, weight, random(outs)), linear_invariant) < bound(random)
-    assert torch.equal(linear_invariant(x, weight)[:1], linear_invariant(x[:1], weight))
+    together = linear_invariant(x, weight)
+    for first in {0, rows // 2, rows - 1}:
+        assert torch.equal(linear_invariant(x[first : first + 1], weight), together[first : first + 1])
 
 
-@pytest.mark.parametrize(("rows", "vocab"), [(1, 64), (5, 1000), (63, 151936)])
-def test_penalties(rows, vocab):
-    random = torch.Generator("cuda").manual_seed(rows)
-    for args, _ in example_penalties(random):
-        assert error("penalise", args) < 1e-6
-    logits, counts = torch.randn(rows, vocab, device="cuda"), torch.randint(0, 3, (4, vocab), device="cuda").int()
-    args = (logits, counts, torch.randint(-1, 4, (rows,), device="cuda"), torch.rand(4, 3, device="cuda") + 0.5)
-    assert error("penalise", args) < 1e-6
+@pytest.mark.parametrize(("rows", "vocab", "slots"), [(2, 64, 1), (5, 1000, 3), (63, 151936, 9)])
+def test_penalties(rows, vocab, slots):
+    assert error("penalise", penalties(rows, vocab, slots, Random("cuda", torch.float32))) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -132,10 +152,11 @@ def test_attention_over_long_and_many_rows(random, rows, window):
     assert error("paged_attention", (q, cache, inputs, 0.1, window)) < bound(random)
 
 
+@pytest.mark.parametrize("attend", [paged_attention, paged_attention_invariant])
 @pytest.mark.parametrize("rows", [[(1, 150)], [(1, 100), (1, 90)], [(17, 80), (70, 170)]])
-def test_a_wrong_page_or_a_dropped_tail_of_the_context_would_be_seen(random, rows):
+def test_a_wrong_page_or_a_dropped_tail_of_the_context_would_be_seen(random, rows, attend):
     q, cache, inputs = attention(rows, 6, 2, 64, 16, random)
-    expected = paged_attention(q, cache, inputs, 0.02)
+    expected = attend(q, cache, inputs, 0.02)
     doubled, tail = widened(inputs), widened(inputs)
     doubled.block_tables[:, 0] = doubled.block_tables[:, 1]
     last = (rows[0][1] - 1) // 16
@@ -144,7 +165,7 @@ def test_a_wrong_page_or_a_dropped_tail_of_the_context_would_be_seen(random, row
     short.context_lens -= 1
     for broken in (doubled, tail, short):
         broken.scratch.clear()
-        got = paged_attention(q, cache, broken, 0.02)
+        got = attend(q, cache, broken, 0.02)
         assert not relative_rms(got[: rows[0][0]], expected[: rows[0][0]]) < 2 * bound(random)
 
 

@@ -21,7 +21,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from nbengine.kernels import _triton
+from nbengine.kernels.prepare_step import SampleInputs
 from nbengine.ops import OP_NAMES
+from nbengine.state_tables import StateTables
 from nbengine.step_inputs import LayerCache, StepInputs
 
 SHARED_MEMORY = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 90: 227 << 10}
@@ -113,14 +115,33 @@ def calls(dtype: torch.dtype, *, every: bool) -> list[tuple[str, tuple[Any, ...]
         cos = torch.zeros(41, 1, head_dim)
         norms = (zeros(head_dim), zeros(head_dim)) if head_dim == 128 else ()
         found.append(("rope_store", (zeros(41, 48 * head_dim), step[1], step[2], cos, cos, *norms)))
-        found.append(("paged_attention", (*step, 0.1)))
+        found.extend((op, (*step, 0.1)) for op in ("paged_attention", "paged_attention_invariant"))
         if every:
-            found.append(("paged_attention", (*attention_step([(1, 50), (40, 60)], 14, 2, head_dim, dtype), 0.1, 40, 30.0)))
+            step = attention_step([(1, 50), (40, 60)], 14, 2, head_dim, dtype)
+            found.extend((op, (*step, 0.1, 40, 30.0)) for op in ("paged_attention", "paged_attention_invariant"))
     for rows, width, outs in ((1, 4096, 6144), (2, 4096, 4096), (7, 4096, 1024), (16, 14336, 4096)):
-        found.append(("linear", (zeros(rows, width), zeros(outs, width), zeros(outs))))
+        found.extend((op, (zeros(rows, width), zeros(outs, width), zeros(outs))) for op in ("linear", "linear_invariant"))
     ones = torch.ones(4)
     found.append(("sample", (torch.zeros(4, 150000), ones, ones.long(), ones, ones, ones.long(), ones.long())))
     found.append(("copy_blocks", ([step[1]], torch.zeros(3, 2, dtype=torch.int32))))
+    return found + around_a_step()
+
+
+def around_a_step() -> list[tuple[str, tuple[Any, ...]]]:
+    """What is launched before and after the layers, which no dtype of the model decides."""
+    tables = StateTables(256, 2560, torch.device("cpu"))
+    packed = torch.zeros(10_000, dtype=torch.int32)
+    found: list[tuple[str, tuple[Any, ...]]] = [("update_tables", (packed, packed, tables, 300))]
+    for rows, tokens, lengths in ((256, 256, False), (5, 900, True)):
+        ids, of_rows = torch.zeros(tokens, dtype=torch.int64), torch.zeros(rows, dtype=torch.int32)
+        inputs = StepInputs(
+            tokens=ids, positions=ids, slots=ids, block_tables=torch.zeros(rows, 2560, dtype=torch.int32), query_starts=of_rows,
+            context_lens=of_rows, block_size=16, query_lens_host=[], context_lens_host=[], lengths=ids if lengths else None,
+        )  # fmt: skip
+        found.append(("prepare_step", (packed, tables, inputs, SampleInputs.empty(rows, torch.device("cpu")))))
+    ids, counts = torch.zeros(63, dtype=torch.int64), torch.zeros(8, 150000, dtype=torch.int32)
+    found.append(("penalise", (torch.zeros(63, 150000), counts, ids, torch.zeros(8, 3))))
+    found.extend(("keep_drawn", (ids, ids, ids, *counted)) for counted in ((), (counts, ids)))
     return found
 
 
@@ -141,10 +162,10 @@ def main(capabilities: list[int], dtypes: list[torch.dtype], *, every: bool, onl
             for op, args in calls(dtype, every=every):
                 if only and op not in only:
                     continue
-                getattr(modules[op], op)(*args)
+                getattr(modules[op.removesuffix("_invariant")], op)(*args)
                 for recorder in recorders:
                     for launch in recorder.launches:
-                        report = compiled(recorder.kernel, *launch, capability) | {"dtype": str(dtype)[6:]}
+                        report = compiled(recorder.kernel, *launch, capability) | {"op": op, "dtype": str(dtype)[6:]}
                         report["head_dim"] = launch[1].get("head_dim")
                         print(json.dumps(report), flush=True)
                     recorder.launches.clear()
@@ -157,5 +178,5 @@ if __name__ == "__main__":
         [int(word) for word in words if word.isdigit()],
         [names[word] for word in words if word in names] or [torch.float16],
         every="every" in words,
-        only=[word for word in words if word in OP_NAMES],
+        only=[word for word in words if word.removesuffix("_invariant") in OP_NAMES],
     )

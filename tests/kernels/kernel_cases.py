@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from nbengine.kernels.penalise import IN_PROMPT
 from nbengine.step_inputs import LayerCache, StepInputs
 
 BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}  # relative RMS error
@@ -78,6 +79,23 @@ def attention(
     return random(len(inputs.tokens), heads, head_dim) * 2, cache, inputs
 
 
+def as_a_decode(inputs: StepInputs, token: int) -> StepInputs:
+    """The step of one of a step's tokens alone, all before it being in the cache."""
+    row = int(torch.searchsorted(inputs.query_starts, token, right=True)) - 1
+    context = int(inputs.positions[token]) + 1
+    return StepInputs(
+        tokens=inputs.tokens[token : token + 1],
+        positions=inputs.positions[token : token + 1],
+        slots=inputs.slots[token : token + 1],
+        block_tables=inputs.block_tables[row : row + 1],
+        query_starts=torch.tensor([0, 1], device=inputs.query_starts.device).int(),
+        context_lens=torch.tensor([context], device=inputs.context_lens.device).int(),
+        block_size=inputs.block_size,
+        query_lens_host=[1],
+        context_lens_host=[context],
+    )
+
+
 def rope_store(
     tokens: int, heads: int, kv_heads: int, head_dim: int, rotary_dim: int, random: Random, *, normed: bool, offset: float = 0.0
 ) -> tuple[Any, ...]:
@@ -117,6 +135,13 @@ def sampling(rows: int, vocab: int, random: Random, *, spread: float = 4.0, roun
     min_p = ((uniform() - 0.7) * 0.5).clamp(min=0).double()
     seeds, positions = torch.randint(0, 1 << 40, (2, rows), generator=random.generator, device=random.device)
     return logits, (uniform() * 1.5 - 0.2).clamp(min=0), top_k, top_p, min_p, seeds - (1 << 39), positions
+
+
+def penalties(rows: int, vocab: int, slots: int, random: Random) -> tuple[torch.Tensor, ...]:
+    """Logits, counts of which some are of the prompt, the rows' slots (the first row has none, the others take turns), and rates."""
+    counts = (random(slots, vocab).float() * 3).int().clamp(min=0)
+    counts += IN_PROMPT * (random(slots, vocab) > 1).int()
+    return random(rows, vocab).float() * 4, counts, torch.arange(rows, device=random.device) % (slots + 1) - 1, random(slots, 3).abs() + 0.5
 
 
 def widened(value: Any) -> Any:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
 from nbengine.batch import NewRow
-from nbengine.kernels.keep_drawn import keep_drawn, keep_drawn_reference
+from nbengine.kernels.keep_drawn import keep_drawn
 from nbengine.kernels.prepare_step import HEADER, SampleInputs, packed_size, prepare_step, prepare_step_reference
 from nbengine.kernels.update_tables import update_tables, update_tables_reference
 from nbengine.sampling_params import SamplingParams
 from nbengine.state_tables import StateTables, packed_rows
 from nbengine.step_inputs import StepInputs
 
+Op = Callable[..., None]
 ROWS, COLUMNS, BLOCK = 9, 40, 16
 
 
@@ -33,14 +36,14 @@ def tables(device: str) -> StateTables:
     return made
 
 
-def check_updates(device: str) -> None:
+def check_updates(device: str, update: Op = update_tables) -> None:
     new = [NewRow(row, [1], [], SamplingParams(temperature=row, top_k=3, min_p=0.25), -row, row) for row in (4, 0, 7)]
     writes = np.array([(row, column, row * 100 + column) for row in range(ROWS) for column in range(0, COLUMNS, 2)], np.int32)
     packed = torch.from_numpy(np.concatenate((packed_rows(new).ravel(), writes.ravel()))).to(device)
     expected, got = tables(device), tables(device)
     step = torch.tensor([0, 0, 0, len(new), len(writes)], dtype=torch.int32, device=device)
     update_tables_reference(step, packed, expected, len(writes))
-    update_tables(step, packed, got, len(writes))
+    update(step, packed, got, len(writes))
     for name in ("blocks", "anchors", "parameters"):
         assert torch.equal(getattr(got, name), getattr(expected, name)), name
     assert got.temperature[[4, 0, 7]].tolist() == [4, 0, 7]
@@ -48,15 +51,16 @@ def check_updates(device: str) -> None:
     assert int(got.blocks[8, 38]) == 838
 
 
-def check_keeping(device: str) -> None:
+def check_keeping(device: str, keep: Op = keep_drawn) -> None:
     drawn, rows = torch.tensor([5, -1, 9, 0], device=device), torch.tensor([3, 1, 8, 9], device=device)
     counts, slots = torch.zeros(3, 10, dtype=torch.int32, device=device), torch.tensor([2, 0, -1, 1], device=device)
-    for keep in (keep_drawn_reference, keep_drawn):
-        newest, own = torch.full((10,), 77, device=device), counts.clone()
-        keep(drawn, rows, newest, own, slots)
-        assert newest.tolist() == [77, 0, 77, 5, 77, 77, 77, 77, 9, 0]
-        assert own.nonzero().tolist() == [[1, 0], [2, 5]]
-        keep(drawn, rows, newest)
+    newest = torch.full((10,), 77, device=device)
+    keep(drawn, rows, newest, counts, slots)
+    assert newest.tolist() == [77, 0, 77, 5, 77, 77, 77, 77, 9, 0]
+    assert counts.nonzero().tolist() == [[1, 0], [2, 5]]
+    newest.fill_(77)
+    keep(drawn, rows, newest)
+    assert newest.tolist() == [77, 0, 77, 5, 77, 77, 77, 77, 9, 0]
 
 
 def packed(
@@ -103,7 +107,7 @@ DECODES = [(3, 17, 1), (8, 0, 1), (1, 255, 1), (4, 256, 1)]
 MIXED = [(3, 17, 1), (8, 0, 130), (5, 300, 33), (1, 31, 1), (0, 0, 2)]
 
 
-def check_preparing(device: str) -> None:
+def check_preparing(device: str, prepare: Op = prepare_step) -> None:
     for rows, size, tokens, samples, count, lengths in (
         (DECODES, 4, 4, [(i, row) for i, (row, _, _) in enumerate(DECODES)], 4, False),
         (DECODES, 8, 8, [(i, row) for i, (row, _, _) in enumerate(DECODES)], 8, True),
@@ -116,7 +120,7 @@ def check_preparing(device: str) -> None:
         step = packed(rows, samples, size, tokens, count, device)
         expected, got = (filled(size, tokens, count, device, lengths=lengths) for _ in range(2))
         prepare_step_reference(step, tables(device), *expected)
-        prepare_step(step, tables(device), *got)
+        prepare(step, tables(device), *got)
         for name in ("tokens", "positions", "slots", "query_starts", "context_lens", "lengths"):
             one, other = getattr(got[0], name), getattr(expected[0], name)
             assert (one is None and other is None) or torch.equal(one, other), (name, one, other)
@@ -126,3 +130,69 @@ def check_preparing(device: str) -> None:
         for name in SampleInputs.__slots__:
             assert torch.equal(getattr(got[1], name), getattr(expected[1], name)), name
         assert got[0].slots[sum(n for _, _, n in rows) :].tolist() == [-1] * (tokens - sum(n for _, _, n in rows))
+
+
+# ── kernels gone wrong, each of which its check must find ───────────────────────────────────────────────────────────────
+
+
+def one_write_less(step: torch.Tensor, packed: torch.Tensor, tables: StateTables, most: int) -> None:
+    update_tables(step - torch.tensor([0, 0, 0, 0, 1], dtype=torch.int32, device=step.device), packed, tables, most)
+
+
+def new_row_in_anothers_place(step: torch.Tensor, packed: torch.Tensor, tables: StateTables, most: int) -> None:
+    packed = packed.clone()
+    packed[0] += 1
+    update_tables(step, packed, tables, most)
+
+
+def writes_in_the_next_column(step: torch.Tensor, packed: torch.Tensor, tables: StateTables, most: int) -> None:
+    update_tables(step, packed, tables, most)
+    tables.blocks.copy_(tables.blocks.roll(1, 1))
+
+
+def permuted_page_table(packed: torch.Tensor, tables: StateTables, inputs: StepInputs, samples: SampleInputs) -> None:
+    prepare_step(packed, tables, inputs, samples)
+    inputs.block_tables[:, :2] = inputs.block_tables[:, :2].flip(1)
+
+
+def slots_of_a_permuted_page_table(packed: torch.Tensor, tables: StateTables, inputs: StepInputs, samples: SampleInputs) -> None:
+    blocks = tables.blocks.clone()
+    tables.blocks[:, :2] = blocks[:, :2].flip(1)
+    prepare_step(packed, tables, inputs, samples)
+    inputs.block_tables[:, :2] = inputs.block_tables[:, :2].flip(1)
+
+
+def one_row_less(packed: torch.Tensor, tables: StateTables, inputs: StepInputs, samples: SampleInputs) -> None:
+    packed = packed.clone()
+    packed[0] -= 1
+    prepare_step(packed, tables, inputs, samples)
+
+
+def newest_of_another_row(packed: torch.Tensor, tables: StateTables, inputs: StepInputs, samples: SampleInputs) -> None:
+    tables.newest.copy_(tables.newest.roll(1))
+    prepare_step(packed, tables, inputs, samples)
+
+
+def parameters_of_another_row(packed: torch.Tensor, tables: StateTables, inputs: StepInputs, samples: SampleInputs) -> None:
+    tables.parameters.copy_(tables.parameters.roll(1, 0))
+    prepare_step(packed, tables, inputs, samples)
+
+
+def one_drawn_less(drawn: torch.Tensor, rows: torch.Tensor, newest: torch.Tensor, *counted: torch.Tensor) -> None:
+    keep_drawn(drawn[1:], rows[1:], newest, *(counted[:1]), *(slots[1:] for slots in counted[1:]))
+
+
+def kept_in_anothers_row(drawn: torch.Tensor, rows: torch.Tensor, newest: torch.Tensor, *counted: torch.Tensor) -> None:
+    keep_drawn(drawn, rows.roll(1), newest, *counted)
+
+
+def counted_for_another(drawn: torch.Tensor, rows: torch.Tensor, newest: torch.Tensor, *counted: torch.Tensor) -> None:
+    keep_drawn(drawn, rows, newest, *counted[:1], *(slots.roll(1) for slots in counted[1:]))
+
+
+MUTANTS: list[tuple[Callable[[str, Op], None], Op]] = [
+    *((check_updates, op) for op in (one_write_less, new_row_in_anothers_place, writes_in_the_next_column)),
+    *((check_preparing, op) for op in (permuted_page_table, slots_of_a_permuted_page_table, one_row_less)),
+    *((check_preparing, op) for op in (newest_of_another_row, parameters_of_another_row)),
+    *((check_keeping, op) for op in (one_drawn_less, kept_in_anothers_row, counted_for_another)),
+]

@@ -7,12 +7,28 @@ import sys
 
 import pytest
 import torch
-from kernel_cases import BOUNDS, MIXES, Random, attention, broken_rows, error, poisoned, relative_rms, rope_store, sampling, widened
+from kernel_cases import (
+    BOUNDS,
+    MIXES,
+    Random,
+    as_a_decode,
+    attention,
+    broken_rows,
+    error,
+    penalties,
+    poisoned,
+    relative_rms,
+    rope_store,
+    sampling,
+    widened,
+)
 
 from nbengine import Engine, SamplingParams, startup
 from nbengine.device_runner import DeviceRunner
 from nbengine.kernels.copy_blocks import copy_blocks
-from nbengine.kernels.paged_attention import paged_attention
+from nbengine.kernels.linear import linear, linear_invariant
+from nbengine.kernels.paged_attention import paged_attention, paged_attention_invariant
+from nbengine.kernels.penalise import IN_PROMPT, penalise
 from nbengine.kernels.rope_store import rope_store as store_kernel
 from nbengine.kernels.sample import sample, sample_reference
 from nbengine.ops import OP_NAMES, Ops
@@ -100,6 +116,25 @@ def test_attention_for_every_head_size(random_for_products, head_dim, heads, kv_
     assert error("paged_attention", (q, cache, inputs, head_dim**-0.5)) < BOUNDS[random_for_products.dtype]
 
 
+@pytest.mark.parametrize("rows", MIXES.values(), ids=MIXES.keys())
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (7, 3.0)])
+def test_invariant_attention(rows, window, softcap):
+    q, cache, inputs = attention(rows, 6, 2, 32, 16, Random("cpu", torch.float32), window=window)
+    assert error("paged_attention", (q, cache, inputs, 0.2, window, softcap), paged_attention_invariant) < BOUNDS[torch.float32]
+
+
+def test_a_rows_first_query_attends_the_same_to_the_bit_alone_and_with_others():
+    """The others stand elsewhere in their tile, where NumPy's product may round otherwise: those are for a GPU."""
+    q, cache, inputs = attention([(1, 300), (30, 30), (9, 200)], 6, 2, 32, 16, Random("cpu", torch.float32))
+    same = {}
+    for attend in (paged_attention_invariant, paged_attention):
+        together = attend(q, cache, inputs, 0.2)
+        alone = [(token, attend(q[token : token + 1], cache, as_a_decode(inputs, token), 0.2)[0]) for token in (0, 1, 31)]
+        same[attend] = [torch.equal(result, together[token]) for token, result in alone]
+    assert all(same[paged_attention_invariant])
+    assert not all(same[paged_attention])  # or this would test nothing
+
+
 def test_windows_of_two_layers_share_a_step():
     random = Random("cpu", torch.float32)
     q, cache, inputs = attention([(1, 63), (9, 40)], 6, 2, 32, 16, random)
@@ -109,11 +144,12 @@ def test_windows_of_two_layers_share_a_step():
         assert relative_rms(paged_attention(q, cache, inputs, 0.2, window), paged_attention(q, cache, expected, 0.2, window)) == 0
 
 
+@pytest.mark.parametrize("attend", [paged_attention, paged_attention_invariant])
 @pytest.mark.parametrize("rows", [[(1, 150)], [(1, 100), (1, 90)], [(17, 80)]])
-def test_a_wrong_page_or_a_dropped_tail_of_the_context_would_be_seen(rows):
+def test_a_wrong_page_or_a_dropped_tail_of_the_context_would_be_seen(rows, attend):
     q, cache, inputs = attention(rows, 2, 1, 32, 16, Random("cpu", torch.float32))
     with poisoned():
-        expected = paged_attention(q, cache, inputs, 0.02)
+        expected = attend(q, cache, inputs, 0.02)
     doubled, tail, short = widened(inputs), widened(inputs), widened(inputs)
     doubled.block_tables[:, 0] = doubled.block_tables[:, 1]
     last = (rows[0][1] - 1) // 16
@@ -121,7 +157,7 @@ def test_a_wrong_page_or_a_dropped_tail_of_the_context_would_be_seen(rows):
     short.context_lens -= 1
     for broken in (doubled, tail, short):
         broken.scratch.clear()
-        got = paged_attention(q, cache, broken, 0.02)
+        got = attend(q, cache, broken, 0.02)
         assert not relative_rms(got[: rows[0][0]], expected[: rows[0][0]]) < 1e-3
 
 
@@ -129,7 +165,53 @@ def test_a_wrong_page_or_a_dropped_tail_of_the_context_would_be_seen(rows):
 @pytest.mark.parametrize(("width", "outs", "biased"), [(1, 1, False), (63, 33, True), (600, 70, False)])
 def test_products(random_for_products, rows, width, outs, biased):
     args = (random_for_products(rows, width), random_for_products(outs, width), random_for_products(outs) if biased else None)
-    assert error("linear", args) < BOUNDS[random_for_products.dtype]
+    for kernel in (linear, linear_invariant):
+        assert error("linear", args, kernel) < BOUNDS[random_for_products.dtype]
+
+
+def test_a_rows_product_is_the_same_to_the_bit_however_many_rows_there_are():
+    random = Random("cpu", torch.float32)
+    x, weight = random(70, 200), random(70, 200)
+    together = linear_invariant(x, weight)
+    for rows in (1, 5, 16, 65):
+        assert torch.equal(linear_invariant(x[:rows], weight), together[:rows])
+    assert not torch.equal(linear(x[:1], weight), together[:1])  # or this would test nothing
+
+
+@pytest.mark.parametrize("kernel", [linear, linear_invariant])
+@pytest.mark.parametrize("rows", [1, 5, 17])
+def test_a_dropped_tail_of_the_width_or_a_wrong_row_would_be_seen(random_for_products, kernel, rows):
+    x, weight = random_for_products(rows, 130), random_for_products(40, 130)
+    for broken in (
+        lambda x, weight, bias: kernel(x[:, :128], weight[:, :128].contiguous()),
+        lambda x, weight, bias: kernel(x, weight.roll(1, 0)),
+        lambda x, weight, bias: kernel(torch.cat((x[:-1], x[:1] * 2)), weight),
+    ):
+        assert error("linear", (x, weight, None), broken) > 10 * BOUNDS[random_for_products.dtype]
+
+
+@pytest.mark.parametrize(("rows", "vocab", "slots"), [(2, 64, 1), (3, 1, 3), (7, 1000, 3), (12, 2049, 9)])
+def test_penalties(rows, vocab, slots):
+    args = penalties(rows, vocab, slots, Random("cpu", torch.float32))
+    assert error("penalise", args) < 1e-6
+    wide = torch.full((rows, vocab + 3), float("nan"))
+    logits = wide[:, :vocab]
+    logits.copy_(args[0])
+    penalise(logits, *args[1:])
+    assert torch.equal(logits[0], args[0][0])  # it has no slot
+    assert wide[:, vocab:].isnan().all()
+
+
+def test_a_penalty_of_another_row_or_a_dropped_tail_of_the_vocabulary_would_be_seen():
+    args = penalties(7, 2049, 3, Random("cpu", torch.float32))
+    for broken in (
+        lambda logits, counts, slots, rates: penalise(logits, counts, slots.roll(1), rates),
+        lambda logits, counts, slots, rates: penalise(logits, counts.roll(1, 0), slots, rates),
+        lambda logits, counts, slots, rates: penalise(logits, counts, slots, rates.roll(1, 0)),
+        lambda logits, counts, slots, rates: (penalise(logits[:, :2048], counts, slots, rates), logits)[1],
+        lambda logits, counts, slots, rates: penalise(logits, counts % IN_PROMPT, slots, rates),
+    ):
+        assert error("penalise", tuple(map(torch.clone, args)), broken) > 1e-5
 
 
 @pytest.mark.parametrize(("rows", "vocab"), [(1, 1), (7, 63), (8, 5000)])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers_greedy import greedily
 
 from nbengine.models.decoder import Decoder
 from nbengine.models.families import spec_from_config
@@ -228,17 +229,7 @@ class Pair:
                 module.max_seq_len_cached = module.original_max_seq_len
                 if hasattr(module, "original_inv_freq"):
                     module.register_buffer("inv_freq", module.original_inv_freq.clone(), persistent=False)
-        ids = torch.tensor([prompt])
-        out = self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        return out.sequences[0, len(prompt) :].tolist(), torch.cat(out.logits).float().log_softmax(-1)
+        return greedily(self.model, prompt, new_tokens)
 
     @torch.inference_mode()
     def expected_without_cache(self, prompt: list[int], new_tokens: int) -> tuple[list[int], torch.Tensor]:

@@ -16,6 +16,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers.masking_utils import AttentionMaskInterface
+from transformers_greedy import greedily
 
 from nbengine import LLM, SamplingParams
 from nbengine.config import EngineConfig
@@ -103,17 +104,7 @@ class Saved:
 
     def expected(self, prompt: list[int], new_tokens: int) -> tuple[list[int], torch.Tensor]:
         """What transformers' generate takes greedily, and its log-probabilities."""
-        ids = torch.tensor([prompt])
-        out = self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        return out.sequences[0, len(prompt) :].tolist(), torch.cat(out.logits).float().log_softmax(-1)
+        return greedily(self.model, prompt, new_tokens)
 
 
 def save(model: Any, folder: Path) -> Path:

@@ -10,19 +10,14 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))  # kernel_client, which several files use
 
-from kernel_client import Kernel
+from kernel_client import Kernel, with_tales
 
 
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[Kernel]:
     """A kernel with the extension and tales loaded, shared by a module's tests."""
-    kernel = Kernel()
-    try:
-        kernel.run("%load_ext nbengine")
-        kernel.run("%engine load tales --num-gpu-blocks-override 512")
+    with with_tales() as kernel:
         yield kernel
-    finally:
-        kernel.close()
 
 
 @pytest.fixture

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import queue
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from jupyter_client.manager import KernelManager
-
-WAIT = 120.0
+from kernel_replies import WAIT, reply_to, value_of
 
 
 @dataclass
@@ -89,7 +88,7 @@ class Kernel:
             if own and kind == "status" and content["execution_state"] == "idle":
                 break
         ran.seconds = time.monotonic() - began
-        reply = self._reply(message)
+        reply = reply_to(self.client, message)
         ran.status = reply["status"]
         if ran.status == "error":
             ran.ename, ran.evalue = reply["ename"], reply["evalue"]
@@ -110,25 +109,8 @@ class Kernel:
         elif kind == "comm_open":
             ran.widgets.append(content["comm_id"])
 
-    def _reply(self, message: str) -> dict[str, Any]:
-        deadline = time.monotonic() + WAIT
-        while time.monotonic() < deadline:
-            try:
-                reply = self.client.get_shell_msg(timeout=1)
-            except queue.Empty:
-                continue
-            if reply["parent_header"].get("msg_id") == message:
-                return reply["content"]
-        raise TimeoutError(message)
-
     def value(self, expression: str) -> Any:
-        """What an expression is in the kernel, as plain Python."""
-        import ast
-
-        message = self.client.execute("", silent=True, user_expressions={"value": f"repr({expression})"})
-        reply = self._reply(message)["user_expressions"]["value"]
-        assert reply["status"] == "ok", reply
-        return ast.literal_eval(ast.literal_eval(reply["data"]["text/plain"]))
+        return value_of(self.client, expression)
 
     def inspect(self, code: str) -> str:
         """What a front end shows for `?`."""
@@ -142,6 +124,18 @@ class Kernel:
         self.client.stop_channels()
         self.manager.shutdown_kernel(now=True)
         self._folder.cleanup()
+
+
+@contextmanager
+def with_tales() -> Iterator[Kernel]:
+    """A kernel with the extension and tales loaded."""
+    kernel = Kernel()
+    try:
+        kernel.run("%load_ext nbengine")
+        kernel.run("%engine load tales --num-gpu-blocks-override 512")
+        yield kernel
+    finally:
+        kernel.close()
 
 
 # ── a long cell, and what is looked for while it runs ───────────────────────────────────────────────────────────────────

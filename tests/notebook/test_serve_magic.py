@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import openai
 import pytest
-from kernel_client import WAIT, Kernel
+from kernel_client import WAIT, with_tales
 
 import nbengine.serve
 from nbengine.serve import announce
@@ -20,13 +20,8 @@ def runtime(tmp_path_factory):
 @pytest.fixture(scope="module")
 def kernel(runtime):
     """One of this module's own, which announces itself in this module's folder."""
-    kernel = Kernel()
-    try:
-        kernel.run("%load_ext nbengine")
-        kernel.run("%engine load tales --num-gpu-blocks-override 512")
+    with with_tales() as kernel:
         yield kernel
-    finally:
-        kernel.close()
 
 
 def ask(**options):

@@ -31,6 +31,21 @@ def test_a_test_that_leaves_an_engine_thread_behind_is_an_error(pytester: pytest
     result.stdout.fnmatch_lines(["*left these threads running: ?'nbengine-7'?"])
 
 
+def test_a_test_that_leaves_interrupts_to_another_handler_is_an_error_and_the_next_is_spared(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+        import signal
+        def test_deaf():
+            signal.signal(signal.SIGINT, lambda *_: None)
+        def test_hearing():
+            assert signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, signal.default_int_handler)
+        """,
+    )
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*left SIGINT to <function *"])
+
+
 def test_a_thread_of_a_module_fixture_or_one_that_ends_soon_is_none(pytester: pytest.Pytester) -> None:
     result = run(
         pytester,
