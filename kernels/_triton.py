@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    import triton.language as tl  # noqa: TC004 - `jit` brings it
 
 
 class Kernel:
@@ -41,6 +44,25 @@ def jit(*, do_not_specialize: tuple[str, ...] = ()) -> Callable[[Callable[..., A
     A program is compiled once for an integer argument's being 1, a multiple of 16, or neither, but for those not to be specialised.
     """
     return lambda function: Kernel(function, do_not_specialize=list(do_not_specialize))
+
+
+@cache
+def chained(device: torch.device) -> dict[str, bool]:
+    """How a kernel is launched that calls `follow`: from Hopper on so that its programs start while the launch before still runs.
+
+    That hides what each launch takes to begin, a large part of a step of few rows. NBENGINE_CHAINED=0 does without.
+    """
+    if device.type != "cuda" or os.environ.get("NBENGINE_CHAINED") == "0" or torch.cuda.get_device_capability(device)[0] < 9:
+        return {}
+    return {"following": True, "launch_pdl": True}
+
+
+@jit()
+def follow(following: tl.constexpr) -> None:
+    """Let the next launch start too, and wait for the one before, before anything is read that it writes, or written that it reads."""
+    if following:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
 
 
 def why_not(device: torch.device) -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
-from nbengine.kernels._triton import jit
+from nbengine.kernels._triton import chained, follow, jit
 
 if TYPE_CHECKING:
     import triton.language as tl  # noqa: TC004 - `jit` brings it
@@ -32,12 +32,23 @@ def gated(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     assert activation in {"silu", "gelu", "gelu_tanh"}
     out = torch.empty((rows, width), dtype=gate_up.dtype, device=gate_up.device)
     if rows:
-        gated_kernel[(rows, -(-width // _BLOCK))](gate_up, out, gate_up.stride(0), width, activation=activation, block=_BLOCK)
+        gated_kernel[(rows, -(-width // _BLOCK))](
+            gate_up, out, gate_up.stride(0), width, activation=activation, block=_BLOCK, **chained(out.device)
+        )
     return out
 
 
 @jit()
-def gated_kernel(p_x: tl.tensor, p_out: tl.tensor, x_stride: int, width: int, activation: tl.constexpr, block: tl.constexpr) -> None:
+def gated_kernel(
+    p_x: tl.tensor,
+    p_out: tl.tensor,
+    x_stride: int,
+    width: int,
+    activation: tl.constexpr,
+    block: tl.constexpr,
+    following: tl.constexpr = False,
+) -> None:
+    follow(following)
     i_row = tl.program_id(0).to(tl.int64)
     o = tl.program_id(1) * block + tl.arange(0, block)
     m = o < width

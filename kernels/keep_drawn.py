@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nbengine.kernels._triton import jit
+from nbengine.kernels._triton import chained, follow, jit
 
 if TYPE_CHECKING:
     import triton.language as tl  # noqa: TC004 - `jit` brings it
@@ -29,8 +29,9 @@ def keep_drawn(
     size = drawn.shape[0]
     if size:
         keep_drawn_kernel[(-(-size // 128),)](
-            drawn, rows, newest, counts, slots, size, 0 if counts is None else counts.stride(0), tile=128, num_warps=4
-        )
+            drawn, rows, newest, counts, slots, size, 0 if counts is None else counts.stride(0), tile=128, num_warps=4,
+            **chained(drawn.device),
+        )  # fmt: skip
 
 
 @jit(do_not_specialize=("size",))
@@ -43,7 +44,9 @@ def keep_drawn_kernel(
     size: int,
     stride: int,
     tile: tl.constexpr,
+    following: tl.constexpr = False,
 ) -> None:
+    follow(following)
     o = tl.program_id(0) * tile + tl.arange(0, tile)
     m = o < size
     drawn = tl.load(p_drawn + o, mask=m, other=-1)

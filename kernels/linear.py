@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
-from nbengine.kernels._triton import check_product, jit, next_power_of_2, shared_memory
+from nbengine.kernels._triton import chained, check_product, follow, jit, next_power_of_2, shared_memory
 
 if TYPE_CHECKING:
     import triton.language as tl  # noqa: TC004 - `jit` brings it
@@ -58,13 +58,14 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         tile_out, tile, stages, warps = _few_tiles(rows, outs, width)
         linear_few_kernel[(-(-outs // tile_out),)](
             x, weight, bias, out, rows, outs, width=width, tile_rows=next_power_of_2(rows), tile_out=tile_out, tile=tile, stages=stages,
-            num_warps=warps,
+            num_warps=warps, **chained(x.device),
         )  # fmt: skip
     else:
         check_product(x)
         linear_some_kernel[(-(-outs // 16),)](
-            x, weight, bias, out, rows, outs, width=width, tile_rows=16, tile_out=16, tile=64, splits=4, num_warps=4, num_stages=5
-        )
+            x, weight, bias, out, rows, outs, width=width, tile_rows=16, tile_out=16, tile=64, splits=4, num_warps=4, num_stages=5,
+            **chained(x.device),
+        )  # fmt: skip
     return out
 
 
@@ -156,6 +157,7 @@ def linear_few_kernel(
     tile_out: tl.constexpr,
     tile: tl.constexpr,
     stages: tl.constexpr,
+    following: tl.constexpr = False,
 ) -> None:
     """The weight's rows pass by in registers; their products are added up at the end."""
     o_row = tl.arange(0, tile_rows)
@@ -163,13 +165,21 @@ def linear_few_kernel(
     m_row, m_out = o_row < rows, o_out < outs
     p_all = p_x + o_row[:, None, None] * width
     p_some = p_weight + o_out.to(tl.int64)[None, :, None] * width
-    total = tl.zeros([tile_rows, tile_out, tile], tl.float32)
-    for start in tl.range(0, width, tile, num_stages=stages):
-        o = start + tl.arange(0, tile)[None, None, :]
-        m = o < width if width % tile else o >= start  # always true, and seen to be
-        x = tl.load(p_all + o, mask=m if tile_rows == 1 else m & m_row[:, None, None], other=0.0)
-        w = tl.load(p_some + o, mask=m & m_out[None, :, None], other=0.0, eviction_policy="evict_first")
-        total += w.to(tl.float32) * x.to(tl.float32)
+    if width <= tile:  # the weight, which no launch writes, is on its way when x is
+        o = tl.arange(0, tile)[None, None, :]
+        w = tl.load(p_some + o, mask=(o < width) & m_out[None, :, None], other=0.0, eviction_policy="evict_first")
+        follow(following)
+        x = tl.load(p_all + o, mask=(o < width) & m_row[:, None, None], other=0.0)
+        total = w.to(tl.float32) * x.to(tl.float32)
+    else:
+        follow(following)
+        total = tl.zeros([tile_rows, tile_out, tile], tl.float32)
+        for start in tl.range(0, width, tile, num_stages=stages):
+            o = start + tl.arange(0, tile)[None, None, :]
+            m = o < width if width % tile else o >= start  # always true, and seen to be
+            x = tl.load(p_all + o, mask=m if tile_rows == 1 else m & m_row[:, None, None], other=0.0)
+            w = tl.load(p_some + o, mask=m & m_out[None, :, None], other=0.0, eviction_policy="evict_first")
+            total += w.to(tl.float32) * x.to(tl.float32)
     _store(tl.sum(total, axis=2), p_bias, p_out, outs, o_row, o_out, m_row, m_out)
 
 
@@ -186,8 +196,10 @@ def linear_some_kernel(
     tile_out: tl.constexpr,
     tile: tl.constexpr,
     splits: tl.constexpr,
+    following: tl.constexpr = False,
 ) -> None:
     """All rows of x and some of the weight's, on the matrix units; each warp has its own splits of the width."""
+    follow(following)
     o_row = tl.arange(0, tile_rows)
     o_out = tl.program_id(0) * tile_out + tl.arange(0, tile_out)
     m_row, m_out = o_row < rows, o_out < outs

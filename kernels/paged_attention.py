@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
-from nbengine.kernels._triton import check_product, jit, multiprocessors, next_power_of_2, shared_memory
+from nbengine.kernels._triton import chained, check_product, follow, jit, multiprocessors, next_power_of_2, shared_memory
 from nbengine.step_inputs import LayerCache, StepInputs
 
 if TYPE_CHECKING:
@@ -301,13 +301,13 @@ def _attend_in_pages(
         decode_attention_kernel[(plan.chunks * kv_heads,)](
             q, cache.keys, cache.values, out, plan.parts, plan.sums, plan.arrived, plan.work, *tables, *scales, **sizes,
             block_group=max(next_power_of_2(group), 16), merge_group=next_power_of_2(group), tile=tiles.chunk_keys,
-            num_warps=4, num_stages=tiles.chunk_stages,
+            num_warps=4, num_stages=tiles.chunk_stages, **chained(q.device),
         )  # fmt: skip
     if plan.blocks:
         prefill_attention_kernel[(plan.blocks * kv_heads,)](
             q, cache.keys, cache.values, out, plan.work, inputs.query_starts, inputs.context_lens, *tables, *scales, window or 0, plan.chunks,
             **sizes, queries=block_queries, rows=max(next_power_of_2(block_queries * group), 16), tile=tiles.block_keys,
-            num_warps=tiles.block_warps, num_stages=tiles.block_stages,
+            num_warps=tiles.block_warps, num_stages=tiles.block_stages, **chained(q.device),
         )  # fmt: skip
     return out
 
@@ -352,7 +352,7 @@ def _make_plan(
     plan_attention_kernel[(1,)](
         inputs.query_starts, inputs.context_lens, plan.work, plan.arrived, rows, rows * kv_heads, chunks, places, window or 0, block_queries,
         decodes=chunks > 0, prefills=blocks > 0, fewest=2 if chunked else 1, least=_LEAST_CHUNK, overhead=_OVERHEAD, tile=tile,
-        block=(block := next_power_of_2(rows)), num_warps=min(max(block // 64, 4), 16),
+        block=(block := next_power_of_2(rows)), num_warps=min(max(block // 64, 4), 16), **chained(device),
     )  # fmt: skip
     return plan
 
@@ -376,10 +376,12 @@ def plan_attention_kernel(
     overhead: tl.constexpr,
     tile: tl.constexpr,
     block: tl.constexpr,
+    following: tl.constexpr = False,
 ) -> None:
     """One program. Decoding rows are cut into chunks of at most one size: of 16 sizes the one that should take least time, where
     as many chunks run together as a key head has places, and each takes its keys and a few more to begin and to be merged.
     """
+    follow(following)
     o = tl.arange(0, block)
     m = o < rows
     token = tl.load(p_starts + o, mask=m, other=0)
@@ -452,8 +454,10 @@ def decode_attention_kernel(
     block_group: tl.constexpr,
     merge_group: tl.constexpr,
     tile: tl.constexpr,
+    following: tl.constexpr = False,
 ) -> None:
     """The query heads of one key head over one chunk of a row's keys."""
+    follow(following)
     i_chunk, i_head = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads
     if i_chunk >= tl.load(p_work):
         return
@@ -585,8 +589,10 @@ def prefill_attention_kernel(
     queries: tl.constexpr,
     rows: tl.constexpr,
     tile: tl.constexpr,
+    following: tl.constexpr = False,
 ) -> None:
     """The query heads of one key head, for a block of a row's queries: query by query, the heads of each side by side."""
+    follow(following)
     i_block, i_head = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads
     if i_block >= tl.load(p_work + 1):
         return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nbengine.kernels._triton import jit
+from nbengine.kernels._triton import chained, follow, jit
 
 if TYPE_CHECKING:
     import triton.language as tl  # noqa: TC004 - `jit` brings it
@@ -40,7 +40,7 @@ def penalise(logits: torch.Tensor, counts: torch.Tensor, slots: torch.Tensor, ra
     assert rates.is_contiguous()
     if rows:
         penalise_kernel[(rows, -(-vocab // _TILE))](
-            logits, counts, slots, rates, logits.stride(0), counts.stride(0), vocab, prompt=IN_PROMPT, tile=_TILE
+            logits, counts, slots, rates, logits.stride(0), counts.stride(0), vocab, prompt=IN_PROMPT, tile=_TILE, **chained(logits.device)
         )
     return logits
 
@@ -56,7 +56,9 @@ def penalise_kernel(
     vocab: int,
     prompt: tl.constexpr,
     tile: tl.constexpr,
+    following: tl.constexpr = False,
 ) -> None:
+    follow(following)
     i_row = tl.program_id(0).to(tl.int64)
     slot = tl.load(p_slots + i_row)
     if slot < 0:

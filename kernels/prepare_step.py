@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nbengine.kernels._triton import jit
+from nbengine.kernels._triton import chained, follow, jit
 
 if TYPE_CHECKING:
     import triton.language as tl  # noqa: TC004 - `jit` brings it
@@ -99,7 +99,7 @@ def prepare_step(packed: torch.Tensor, tables: StateTables, inputs: StepInputs, 
         inputs.tokens, inputs.positions, inputs.slots, inputs.lengths, inputs.block_tables, inputs.query_starts, inputs.context_lens,
         samples.rows, samples.last, samples.temperature, samples.top_k, samples.top_p, samples.min_p, samples.seeds, samples.positions,
         size, len(inputs.tokens), count, tables.spare, tables.blocks.stride(0), inputs.block_tables.stride(0),
-        block_size=inputs.block_size, tile=_TILE if len(inputs.tokens) > size else 16, num_warps=1,
+        block_size=inputs.block_size, tile=_TILE if len(inputs.tokens) > size else 16, num_warps=1, **chained(packed.device),
     )  # fmt: skip
 
 
@@ -134,7 +134,9 @@ def prepare_step_kernel(
     out_stride: int,
     block_size: tl.constexpr,
     tile: tl.constexpr,
+    following: tl.constexpr = False,
 ) -> None:
+    follow(following)
     i = tl.program_id(0)
     p_rows = p_packed + 8
     p_ends = p_rows + 2 * size

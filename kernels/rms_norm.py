@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
-from nbengine.kernels._triton import jit, next_power_of_2
+from nbengine.kernels._triton import chained, follow, jit, next_power_of_2
 
 if TYPE_CHECKING:
     import triton.language as tl  # noqa: TC004 - `jit` brings it
@@ -42,8 +42,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 
         block = next_power_of_2(width)
         strides = x.stride(0), 0 if residual is None else residual.stride(0)
         rms_norm_kernel[(rows,)](
-            x, residual, weight, out, *strides, width, eps, offset, block=block, num_warps=min(max(block // 512, 1), 16)
-        )
+            x, residual, weight, out, *strides, width, eps, offset, block=block, num_warps=min(max(block // 512, 1), 16),
+            **chained(x.device),
+        )  # fmt: skip
     return out
 
 
@@ -59,7 +60,9 @@ def rms_norm_kernel(
     eps: float,
     offset: float,
     block: tl.constexpr,
+    following: tl.constexpr = False,
 ) -> None:
+    follow(following)
     i_row = tl.program_id(0).to(tl.int64)
     o = tl.arange(0, block)
     m = o < width

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
-from nbengine.kernels._triton import jit, next_power_of_2
+from nbengine.kernels._triton import chained, follow, jit, next_power_of_2
 from nbengine.step_inputs import LayerCache, StepInputs
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def rope_store(
         rope_store_kernel[(tokens, -(-(heads + 2 * kv_heads) // block_heads))](
             qkv, queries, cache.keys, cache.values, inputs.slots, cos, sin, q_norm if normed else None, k_norm if normed else None,
             qkv.stride(0), eps, offset, heads=heads, kv_heads=kv_heads, head_dim=head_dim, rotary_dim=cos.shape[-1],
-            block_heads=block_heads, block_dim=block_dim,
+            block_heads=block_heads, block_dim=block_dim, **chained(qkv.device),
         )  # fmt: skip
     return queries
 
@@ -112,7 +112,9 @@ def rope_store_kernel(
     rotary_dim: tl.constexpr,
     block_heads: tl.constexpr,
     block_dim: tl.constexpr,
+    following: tl.constexpr = False,
 ) -> None:
+    follow(following)
     i_token = tl.program_id(0).to(tl.int64)
     o_head = tl.program_id(1) * block_heads + tl.arange(0, block_heads)[:, None]
     o_dim = tl.arange(0, block_dim)[None, :]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nbengine.kernels._triton import jit, next_power_of_2
+from nbengine.kernels._triton import chained, follow, jit, next_power_of_2
 
 if TYPE_CHECKING:
     import triton.language as tl  # noqa: TC004 - `jit` brings it
@@ -223,12 +223,12 @@ def sample(
         ids = torch.empty((rows, parts), dtype=torch.int32, device=logits.device)  # of that best
         draw_kernel[(rows, parts)](
             logits, temperature, seeds, positions, largest, notes, ids, logits.stride(0), vocab, groups,
-            greedy_below=GREEDY_BELOW, group=_GROUP, tile=_GROUPS, num_warps=8,
+            greedy_below=GREEDY_BELOW, group=_GROUP, tile=_GROUPS, num_warps=8, **chained(logits.device),
         )  # fmt: skip
         sample_kernel[(rows,)](
             logits, temperature, top_k, top_p, min_p, seeds, positions, largest, listed, notes, ids, drawn, logits.stride(0), vocab, groups,
             parts, greedy_below=GREEDY_BELOW, group=_GROUP, tile=_GROUPS, block=next_power_of_2(groups), parts_block=next_power_of_2(parts),
-            num_warps=16,
+            num_warps=16, **chained(logits.device),
         )  # fmt: skip
     return drawn
 
@@ -248,7 +248,9 @@ def draw_kernel(
     greedy_below: tl.constexpr,
     group: tl.constexpr,
     tile: tl.constexpr,
+    following: tl.constexpr = False,
 ) -> None:
+    follow(following)
     i_row, i_part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     o_group = i_part * tile + tl.arange(0, tile)
     o = o_group[:, None] * group + tl.arange(0, group)[None, :]
@@ -302,7 +304,9 @@ def sample_kernel(
     tile: tl.constexpr,
     block: tl.constexpr,
     parts_block: tl.constexpr,
+    following: tl.constexpr = False,
 ) -> None:
+    follow(following)
     i_row = tl.program_id(0).to(tl.int64)
     o = tl.arange(0, parts_block)
     size = tl.num_programs(0).to(tl.int64) * parts

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nbengine.kernels._triton import jit
+from nbengine.kernels._triton import chained, follow, jit
 
 if TYPE_CHECKING:
     import triton.language as tl  # noqa: TC004 - `jit` brings it
@@ -35,7 +35,7 @@ def update_tables(step: torch.Tensor, packed: torch.Tensor, tables: StateTables,
     """As update_tables_reference, in one launch, for `most` rounded up to a multiple of 128."""
     update_tables_kernel[(-(-most // _TILE),)](
         step, packed, tables.anchors, tables.parameters.view(torch.int32), tables.blocks, tables.blocks.stride(0),
-        tile=_TILE, row=ROW, num_warps=4,
+        tile=_TILE, row=ROW, num_warps=4, **chained(packed.device),
     )  # fmt: skip
 
 
@@ -49,7 +49,9 @@ def update_tables_kernel(
     table_stride: int,
     tile: tl.constexpr,
     row: tl.constexpr,
+    following: tl.constexpr = False,
 ) -> None:
+    follow(following)
     o = tl.program_id(0) * tile + tl.arange(0, tile)
     rows, writes = tl.load(p_step + 3), tl.load(p_step + 4)
     m = o < rows

@@ -52,7 +52,7 @@ class Recorder:
 def compiled(kernel: _triton.Kernel, args: tuple[Any, ...], kwargs: dict[str, Any], capability: int) -> dict[str, Any]:
     """What a launch would compile on a card of this capability."""
     jitted = kernel.jitted
-    options = {key: kwargs[key] for key in ("num_warps", "num_stages") if key in kwargs}
+    options = {key: kwargs[key] for key in ("num_warps", "num_stages", "launch_pdl") if key in kwargs}
     values = dict(zip([p.name for p in jitted.params], args, strict=False)) | {k: v for k, v in kwargs.items() if k not in options}
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(jitted.params):
@@ -77,8 +77,9 @@ def compiled(kernel: _triton.Kernel, args: tuple[Any, ...], kwargs: dict[str, An
         file.flush()
         usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     found = {key.lower(): int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    wgmma = "wgmma" in done.asm["ptx"]
-    return {"kernel": jitted.__name__, "sm": capability, **found, "shared": done.metadata.shared, "wgmma": wgmma}
+    before, waits, _ = done.asm["ptx"].partition("griddepcontrol.wait")
+    holds = {"wgmma": "wgmma" in done.asm["ptx"], "follows": bool(waits), "loads_before": before.count("ld.global")}
+    return {"kernel": jitted.__name__, "sm": capability, **found, "shared": done.metadata.shared, **holds}
 
 
 def attention_step(rows: list[tuple[int, int]], heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> tuple[Any, ...]:
@@ -156,6 +157,9 @@ def main(capabilities: list[int], dtypes: list[torch.dtype], *, every: bool, onl
     for capability in capabilities:
         for name in ("paged_attention", "linear"):
             setattr(modules[name], "shared_memory", lambda device, capability=capability: SHARED_MEMORY[capability])  # noqa: B010 - of a module
+        for module in modules.values():
+            if hasattr(module, "chained"):
+                module.chained = lambda device, capability=capability: {"following": True, "launch_pdl": True} if capability >= 90 else {}
         for dtype in dtypes:
             if dtype is torch.bfloat16 and capability < 80:
                 continue
