@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -107,6 +109,26 @@ def test_prompts_that_join_decoding_rows_run_from_graphs_and_give_the_same_token
         if not options:
             assert joined >= 3, joined
     assert sum(one != other for one, other in zip(*found, strict=True)) <= 3  # float32 sums are not the same for every shape
+
+
+def test_launches_that_begin_while_the_one_before_ends_change_no_token():
+    code = f"""
+import json
+from nbengine import Engine, SamplingParams
+found = []
+for rows in (1, 2, 7, 24):
+    with Engine("tales", dtype="bfloat16", **{SMALL!r}) as engine:
+        params = [SamplingParams(max_tokens=300, seed=seed, ignore_eos=True) for seed in range(rows)]
+        found += [output.outputs[0].token_ids for output in engine.generate({PROMPTS!r}[:rows], params)]
+print(json.dumps(found))
+"""
+    chained, apart = (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "NBENGINE_CHAINED": word}
+        )
+        for word in "10"
+    )
+    assert json.loads(chained.stdout) == json.loads(apart.stdout)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -268,8 +290,6 @@ assert engine.status == "dead"
 engine.close()
 print("CLOSED")
 """
-    import subprocess
-
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert "TOLD" in done.stdout, done.stdout + done.stderr[-2000:]
     assert "Restart the kernel" in done.stdout
