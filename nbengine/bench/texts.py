@@ -14,7 +14,7 @@ from typing import Any
 from nbengine.bench.shapes import TALES, model_folder, shape
 from nbengine.bench.workloads import lengths
 
-TOKENIZER_FILES = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+TOKENIZER_FILES = ("tokenizer_config.json", "chat_template.jinja")  # and not what a cell would sample by and a script would not
 SPACE = "\u0120"  # how a byte-level vocabulary writes the space before a word
 
 
