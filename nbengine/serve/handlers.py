@@ -123,6 +123,7 @@ class Handler(RequestHandler):
 
     def _refuse_or(self, method: str, *args: str) -> Any:
         """Every method comes by here: without the key there is nothing."""
+        self.listener.intake.heard(self.request.connection.stream)  # type: ignore[union-attr]
         if self._refusal is not None:
             raise self._refusal
         found = getattr(self, method, None)
