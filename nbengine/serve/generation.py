@@ -89,6 +89,7 @@ class Generation(Handler):
                 listener.intake.take_back(asked.requests)
                 cancel_all(asked.requests)
                 traffic.took(monotonic() - began)
+            self.waiting = None  # it holds this: what is in no cycle needs no collector
 
     @staticmethod
     def _count(body: Any) -> int:
@@ -109,9 +110,9 @@ class Generation(Handler):
 
     async def _answer(self, asked: Asked, heading: Heading) -> None:
         self.waiting = whole = Whole(asked)
-        self.listener.listen(whole, asked.requests, at_end=True)
-        self.listener.intake.put(asked.requests, whole.fail)
-        await whole.done
+        with self.listener.listening(whole, asked.requests, at_end=True):
+            self.listener.intake.put(asked.requests, whole.fail)
+            await whole.done
         if self.left:
             return
         for request in asked.requests:
@@ -129,10 +130,10 @@ class Generation(Handler):
         listener.traffic.active_streams += 1
         try:
             listener.watch(stream)
-            listener.listen(stream, asked.requests, at_end=False)
-            stream.begin(_Events(self))
-            listener.intake.put(asked.requests, stream.fail)
-            await stream.done
+            with listener.listening(stream, asked.requests, at_end=False):
+                stream.begin(_Events(self))
+                listener.intake.put(asked.requests, stream.fail)
+                await stream.done
             if stream.stalled:
                 self.detach().close()
                 self.left = True

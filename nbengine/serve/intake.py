@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from nbengine.request import Request
 
 QUIET = 4  # turns of the loop in which no request came
-NEWCOMER = 0.002  # seconds in which whoever connects is expected to send something
-LONGEST = 0.02  # seconds that a request waits while others keep coming
+NEWCOMER = 0.005  # seconds in which whoever connects is expected to send something
+LONGEST = 0.04  # seconds that a request waits while others keep coming
 
 Failed = Callable[[Refusal], None]
 

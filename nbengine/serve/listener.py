@@ -10,16 +10,16 @@ import logging
 import secrets
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nbengine.errors import NBEngineError
 from nbengine.serve import announce
 from nbengine.serve.intake import ExpectingServer, Intake
-from nbengine.serve.pacer import Pacer
+from nbengine.serve.pacer import Listening, Pacer
 from nbengine.serve.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -215,13 +215,19 @@ class Listener:
             seconds = max(1, min(60, round(self.traffic.lasted)))
             raise Refusal(429, "the queue is full: try again later", code="queue_full", headers={"Retry-After": str(seconds)})
 
-    def listen(self, stream: Any, requests: list[Request], *, at_end: bool) -> None:
-        """Let a stream (or whoever waits for the end) be told of these."""
+    @contextlib.contextmanager
+    def listening(self, stream: Listening, requests: list[Request], *, at_end: bool) -> Iterator[None]:
+        """Let a stream (or whoever waits for the end) be told of these meanwhile."""
         bell, last_bell = self.pacer.bell(stream), self.pacer.last_bell(stream)
         for request in requests:
             if not at_end:
                 request.listen(bell)
             request.listen(last_bell, at_end=True)
+        try:
+            yield
+        finally:
+            for request in requests:
+                request.unlisten(bell, last_bell)
 
     def watch(self, stream: Stream) -> None:
         """Keep it from being silent for long, and a client that takes nothing from staying for ever."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from nbengine.errors import RequestError
 from nbengine.request import Request
 from nbengine.serve.answers import Heading
 from nbengine.serve.asks import Asked
+from nbengine.serve.generation import Generation, Whole
 from nbengine.serve.latency import Latency
 from nbengine.serve.protocol import CompletionRequest
 from nbengine.serve.refusal import Refusal
@@ -176,6 +178,24 @@ def test_one_that_fails_before_anything_was_written_leaves_the_answer_to_who_wai
         assert event["error"]["code"] == "server_closed"
 
     asyncio.run(main())
+
+
+def test_what_has_been_answered_is_gone_without_a_collection(http, engine, until):
+    def kept():
+        return [type(one).__name__ for one in gc.get_objects() if issubclass(type(one), Stream | Whole | Generation | Request)]
+
+    gc.collect()
+    before = kept()
+    gc.disable()
+    try:
+        for stream in (True, False):
+            asked = {"max_tokens": 3, "stream": stream}
+            assert http.post("/v1/completions", json={"prompt": "The fox", **asked}).status_code == 200
+            assert http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hi"}], **asked}).status_code == 200
+        http.get("/health")  # a connection holds its last request
+        until(lambda: kept() == before)
+    finally:
+        gc.enable()
 
 
 def test_a_client_that_has_left_is_written_nothing(tokenizer):
