@@ -16,6 +16,7 @@ from pathlib import Path
 from time import monotonic, time
 from typing import TYPE_CHECKING
 
+from nbengine import collector
 from nbengine.errors import NBEngineError
 from nbengine.serve import announce
 from nbengine.serve.intake import ExpectingServer, Intake
@@ -69,12 +70,15 @@ class Listener:
         self._server: HTTPServer | None = None
         self._looking = False
         self._opening = False
+        self._puts_off = False  # full collections of garbage
 
     # ── coming and going ────────────────────────────────────────────────────────────────────────────────────────────
 
     def open(self, state: announce.State) -> None:
         """Listen, and say so. Not to be called in the front's thread."""
         self._state = state
+        collector.put_off()
+        self._puts_off = True
         try:
             self.front.call(self._listen).result()
             self._announce()
@@ -147,6 +151,8 @@ class Listener:
             self.closed = True
             if self._file is not None:
                 announce.remove(self._file)
+        if self._puts_off:
+            collector.allow()
         if self.front.is_current:
             self._stop()
         else:
