@@ -51,6 +51,7 @@ class Handler(RequestHandler):
         """Look at the headers. What is refused by them is refused when the body has come and been dropped: a client reads no
         answer before it has sent its request, and finds only a broken connection if nobody reads that.
         """
+        self.listener.intake.stir()
         self._refusal = self._refused_by_headers()
         drained = max(DRAINED * self.listener.options.max_body_size, DRAINED_AT_LEAST)
         self.request.connection.set_max_body_size(drained)  # type: ignore[union-attr]

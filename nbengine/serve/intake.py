@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nbengine.request import Request
 
 QUIET = 4  # turns of the loop in which no request came
-NEWCOMER = 0.005  # seconds in which whoever connects is expected to send something
+NEWCOMER = 0.01  # seconds in which whoever has connected is expected to send more
 LONGEST = 0.04  # seconds that a request waits while others keep coming
 
 Failed = Callable[[Refusal], None]
@@ -38,7 +38,7 @@ class Intake:
         self._queue = queue
         self._waiting: list[tuple[list[Request], Failed]] = []
         self._newcomers: WeakSet[IOStream] = WeakSet()  # connections that no request has come by yet
-        self._connected = 0.0  # when the last of them did, on the loop's clock
+        self._stirred = 0.0  # when one of them last sent something, on the loop's clock
         self._until = 0.0  # when those that wait go, whoever else comes
         self._quiet = 0  # turns since the last one came
         self._looking = False
@@ -46,11 +46,16 @@ class Intake:
     def expect(self, stream: IOStream) -> None:
         """Somebody has connected."""
         self._newcomers.add(stream)
-        self._connected = self._loop.time()
+        self.stir()
+
+    def stir(self) -> None:
+        """A part of a request has come."""
+        self._stirred = self._loop.time()
 
     def heard(self, stream: IOStream) -> None:
-        """Who has connected has sent something."""
+        """A connection has brought a request."""
         self._newcomers.discard(stream)
+        self.stir()
 
     def put(self, requests: list[Request], failed: Failed) -> None:
         """Queue them soon; `failed` is told if they could not be."""
@@ -73,7 +78,7 @@ class Intake:
             if self._quiet <= QUIET:
                 self._loop.call_soon(self._look)
                 return
-            if self._newcomers and now < self._connected + NEWCOMER:
+            if self._newcomers and now < self._stirred + NEWCOMER:
                 self._looking = False  # whoever comes has it look again, this is for when nobody does
                 self._loop.call_later(NEWCOMER / 2, self._look)
                 return

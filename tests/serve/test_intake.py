@@ -89,6 +89,28 @@ def test_whoever_has_connected_is_waited_for_but_not_for_long():
     in_a_loop(test)
 
 
+def test_whoever_is_sending_is_waited_for_longer(monkeypatch):
+    async def test(take, queued, loop):
+        clock = [0.0]
+        monkeypatch.setattr(loop, "time", lambda: clock[0])
+        slow, quick = Connection(), Connection()
+        take.expect(slow)
+        take.expect(quick)
+        take.heard(quick)
+        take.put([1], unwanted)
+        for _ in range(2 * intake.QUIET):  # turns in which the front is busy with what has come of the other
+            clock[0] += 0.3 * intake.NEWCOMER
+            take.stir()
+            await asyncio.sleep(0)
+        take.heard(slow)
+        take.put([2], unwanted)
+        for _ in range(intake.QUIET + 1):
+            await asyncio.sleep(0)
+        assert queued.messages == [[1, 2]]
+
+    in_a_loop(test)
+
+
 def test_when_the_last_newcomer_has_spoken_nobody_is_waited_for():
     async def test(take, queued, loop):
         one, other = Connection(), Connection()
