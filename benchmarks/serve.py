@@ -6,6 +6,10 @@
 The clients are another process, which reads bytes and parses what it must, so that it measures the server and not itself. The two
 sides take turns, the first round of each is not counted, and each side's median is told: tokens a second (prompts included in the
 time), their ratio, and the time to the first token as a client sees it. All prompts differ, so that no prefix is shared.
+
+`inside` is where the time goes: the engine's trace and the clients have one clock (on Linux), which each round begins at 0. When the
+requests had arrived, when the first step was launched, how many steps held prompts, when the last of them had landed and when the
+last step had, when the last answer was whole, and how long the front's thread worked.
 """
 
 from __future__ import annotations
@@ -20,11 +24,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    from nbengine.engine import Engine
     from nbengine.serve.server import Server
 
 SHAPES = {  # of Qwen3; the weights are random, which speed does not notice
@@ -82,12 +88,14 @@ def measure(given: argparse.Namespace) -> dict:
         )
         rates: dict[str, list[float]] = {"generate": [], "http": []}
         firsts: list[float] = []
-        inside: list[float] = []
+        generate_firsts: list[float] = []
+        insides: dict[str, list[Inside]] = {"generate": [], "http": []}
         with engine.serve() as server, Clients(server, given) as client:
             for turn in range(given.rounds + 1):
                 for side in ("generate", "http") if turn % 2 else ("http", "generate"):
                     asked = prompts(2 * turn + (side == "http"))
                     engine.reset_prefix_cache()
+                    number, worked = engine.trace.end, front_s(engine)
                     if side == "generate":
                         began = time.perf_counter()
                         outputs = llm.generate([{"prompt_token_ids": one} for one in asked], params, use_tqdm=False)
@@ -95,11 +103,12 @@ def measure(given: argparse.Namespace) -> dict:
                         made = sum(len(output.outputs[0].token_ids) for output in outputs)
                         seen = [output.metrics.time_to_first_token for output in outputs]
                     else:
-                        took, made, seen = client.run(asked)
+                        took, made, seen, began = client.run(asked)
                     assert made == given.streams * given.tokens, (side, made)
                     if turn:
                         rates[side].append(made / took)
-                        (inside if side == "generate" else firsts).extend(seen)
+                        (generate_firsts if side == "generate" else firsts).extend(seen)
+                        insides[side].append(Inside.of(engine, number, began, took, front_s(engine) - worked))
                     print(
                         f"round {turn} {side:9} {made / took:9.1f} tok/s  first token p50 {1e3 * statistics.median(seen):7.1f} ms",
                         file=sys.stderr,
@@ -119,9 +128,52 @@ def measure(given: argparse.Namespace) -> dict:
         "ratio": round(http / generate, 4),
         "ratios": [round(h / g, 4) for h, g in zip(rates["http"], rates["generate"], strict=True)],
         "http_first_token_ms": quantiles(firsts),
-        "generate_first_token_ms": quantiles(inside),
+        "generate_first_token_ms": quantiles(generate_firsts),
         "rounds_of_writing": rounds,
+        "inside": {side: median_of(found) for side, found in insides.items()},
     }
+
+
+@dataclass
+class Inside:
+    """One round as the engine saw it, in milliseconds since whoever asked began."""
+
+    arrived_first: float
+    arrived_p50: float
+    arrived_last: float
+    launched: float
+    prompts_landed: float
+    landed: float
+    answered: float
+    prompt_steps: float
+    steps: float
+    front: float
+
+    @classmethod
+    def of(cls, engine: Engine, number: int, began: float, took: float, worked: float) -> Self:
+        records = engine.trace.since(number)
+        prompts = [record for record in records if max(record.counts, default=0) > 1]
+        uids = {uid for record in prompts for uid in record.uids}
+        arrivals = sorted(engine.trace.sequences[uid].arrival for uid in uids)
+        times = [
+            arrivals[0],
+            statistics.median(arrivals),
+            arrivals[-1],
+            prompts[0].time,
+            max(record.landed for record in prompts),
+            max(record.landed for record in records),
+            began + took,
+        ]
+        return cls(*[1e3 * (time - began) for time in times], len(prompts), len(records), 1e3 * worked)
+
+
+def median_of(found: list[Inside]) -> dict[str, float]:
+    return {field.name: round(statistics.median(getattr(one, field.name) for one in found), 2) for field in fields(Inside)}
+
+
+def front_s(engine: Engine) -> float:
+    """Seconds that the front's thread has worked."""
+    return engine.front.call(time.thread_time).result()
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
@@ -168,11 +220,11 @@ class Clients:
         self.process.stdin.write(json.dumps(what) + "\n")
         self.process.stdin.flush()
 
-    def run(self, prompts: list[list[int]]) -> tuple[float, int, list[float]]:
-        """Seconds, tokens, and the time to each first token."""
+    def run(self, prompts: list[list[int]]) -> tuple[float, int, list[float], float]:
+        """Seconds, tokens, the time to each first token, and when they began."""
         self._send(prompts)
         told = json.loads(self.process.stdout.readline())
-        return told["seconds"], told["tokens"], told["firsts"]
+        return told["seconds"], told["tokens"], told["firsts"], told["began"]
 
     def __enter__(self) -> Self:
         return self
@@ -188,22 +240,23 @@ class Clients:
 async def clients(about: dict) -> None:
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        prompts = json.loads(line)
+        bodies = [body_of(about, prompt) for prompt in json.loads(line)]
         began = time.perf_counter()
-        found = await asyncio.gather(*(one(about, prompt) for prompt in prompts))
-        print(
-            json.dumps({"seconds": time.perf_counter() - began, "tokens": sum(n for n, _ in found), "firsts": [f for _, f in found]}),
-            flush=True,
-        )
+        found = await asyncio.gather(*(one(about, body) for body in bodies))
+        told = {"began": began, "seconds": time.perf_counter() - began}
+        print(json.dumps({**told, "tokens": sum(n for n, _ in found), "firsts": [f for _, f in found]}), flush=True)
 
 
-async def one(about: dict, prompt: list[int]) -> tuple[int, float]:
-    """Tokens that came, as the answer's usage counts them, and seconds to the first event with text."""
+def body_of(about: dict, prompt: list[int]) -> bytes:
     body = {
         "prompt": prompt, "max_tokens": about["tokens"], "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0, "ignore_eos": True,
         "seed": 1, "stream": about["stream"], **({"stream_options": {"include_usage": True}} if about["stream"] else {}),
     }  # fmt: skip
-    data = json.dumps(body).encode()
+    return json.dumps(body).encode()
+
+
+async def one(about: dict, data: bytes) -> tuple[int, float]:
+    """Tokens that came, as the answer's usage counts them, and seconds to the first event with text."""
     began = time.perf_counter()
     reader, writer = await asyncio.open_connection(about["host"], about["port"])
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {about['key']}\r\n"

@@ -114,7 +114,7 @@ class Engine:
 
         Bad input raises here; the prompt is queued when the first text is asked for.
         """
-        return self._stream(*self._prepare([prompt], params, priority))
+        return self._stream(*self.prepare([prompt], params, priority))
 
     def _stream(self, request: Request) -> Iterator[str]:
         """Queues the request when it is first asked for text: one that never is leaves nothing running."""
@@ -127,7 +127,7 @@ class Engine:
     @checks_keywords()
     def astream(self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0) -> AsyncIterator[str]:
         """`stream` for a running loop."""
-        return self._astream(*self._prepare([prompt], params, priority))
+        return self._astream(*self.prepare([prompt], params, priority))
 
     async def _astream(self, request: Request) -> AsyncIterator[str]:
         self._mailbox.submit([request.arrive()])
@@ -166,14 +166,14 @@ class Engine:
         priority: int | Sequence[int] | None = 0,
     ) -> list[Request]:
         """Queue many prompts at once. Everything is checked before anything is queued: a bad one leaves nothing behind."""
-        requests = self._prepare(prompts, params, priority)
-        self._mailbox.submit(requests)
+        requests = self.prepare(prompts, params, priority)
+        self.queue(requests)
         return requests
 
-    def _prepare(
+    def prepare(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None, priority: int | Sequence[int] | None
     ) -> list[Request]:
-        """Requests that have been checked and not been queued."""
+        """Requests that have been checked, for `queue`: what `submit_all` does first."""
         self._mailbox.check_open()
         given = spread("params", params, len(prompts), SamplingParams)
         priorities = spread("priority", priority, len(prompts), int)
@@ -184,6 +184,10 @@ class Engine:
             limit = self._limit(tokens, resolved)
             requests.append(Request(f"r{next(self._ids)}", text, tokens, resolved, self._mailbox, self._tokenizer, limit, urgency or 0))
         return requests
+
+    def queue(self, requests: list[Request]) -> None:
+        """Queue what was prepared, by one call or several, in this order: what `submit_all` does then."""
+        self._mailbox.submit(requests)
 
     def _resolve(self, params: SamplingParams | None) -> SamplingParams:
         resolved = (self.info.default_params if params is None else params).resolve(self.info.eos_token_ids, self._tokenizer)

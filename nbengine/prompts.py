@@ -81,8 +81,10 @@ def _parts(prompt: Any) -> tuple[str | None, Any]:
 def _checked(tokens: Any, vocab_size: int) -> list[int]:
     if isinstance(tokens, str | bytes) or not hasattr(tokens, "__iter__"):
         raise TypeError(f"token ids must be a list of whole numbers, not {type(tokens).__name__}")
+    if tokens.__class__ is list and set(map(type, tokens)) == {int} and min(tokens) >= 0 and max(tokens) < vocab_size:
+        return list(tokens)
     ids = []
-    for token in tokens:
+    for token in tokens:  # anything else that is a whole number, or what is wrong
         number = as_int(token)
         if number is None:
             raise TypeError(f"token ids must be whole numbers, not {token!r}")

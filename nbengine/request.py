@@ -25,7 +25,19 @@ if TYPE_CHECKING:
 
 Progress = tuple[int, bool, str | None]  # tokens so far, whether it has ended, what its engine waits for
 LOOK_UP = 0.2  # seconds
-_OF_THE_ENGINE = {"arrive", "end", "fail", "fail_alone", "listen", "progressed", "prompt_entries", "scored", "waited_for", "wake"}
+_OF_THE_ENGINE = {
+    "arrive",
+    "end",
+    "fail",
+    "fail_alone",
+    "listen",
+    "progressed",
+    "prompt_entries",
+    "scored",
+    "unlisten",
+    "waited_for",
+    "wake",
+}
 
 
 class _ForItsHolder(type):
@@ -135,6 +147,13 @@ class Request(metaclass=_ForItsHolder):
         It must return at once. Whoever listens looks once by itself, since this may have begun before.
         """
         (self._enders if at_end else self._waiters).append(ring)
+
+    def unlisten(self, *rings: Callable[[], None]) -> None:
+        """Call these no more."""
+        for bells in (self._waiters, self._enders):
+            for ring in rings:
+                if ring in bells:
+                    bells.remove(ring)
 
     def raise_error(self) -> None:
         """Raise what it failed with, if it did."""

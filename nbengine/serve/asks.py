@@ -1,4 +1,4 @@
-"""From what a client sent to requests of the engine: everything is checked, then all of it is queued at once."""
+"""From what a client sent to requests of the engine: everything is checked, and ready to be queued at once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WORD = re.compile(r"[a-z_]+")
 
 @dataclass(slots=True)
 class Asked:
-    """One client's request, queued: what it is answered from."""
+    """One client's request, ready to be queued: what it is answered from."""
 
     requests: list[Request]
     body: Sampled
@@ -110,7 +110,7 @@ def naming_fields(fields: Sequence[str], function: Callable[[], Any], *, otherwi
 
 
 def ask_completion(engine: Engine, body: CompletionRequest) -> Asked:
-    """Queue a completion request's prompts; called from the front or from a thread of its own."""
+    """A completion request's prompts; called from the front or from a thread of its own."""
     _check_sampled(body)
     prompts = _prompts(body.prompt)
     params = _params(engine, body)
@@ -127,7 +127,7 @@ def ask_completion(engine: Engine, body: CompletionRequest) -> Asked:
             {"prompt": one, "prompt_token_ids": tokenizer.encode(one, add_special_tokens=False)} if isinstance(one, str) and one else one
             for one in prompts
         ]
-    requests = _submit(engine, prompts, params, body, otherwise="prompt")
+    requests = _prepared(engine, prompts, params, body, otherwise="prompt")
     before = []
     if body.echo:
         tokenizer = engine.get_tokenizer()
@@ -140,9 +140,10 @@ def _prompts(given: Any) -> list[Prompt]:
         return [given]
     if not given:
         raise Refusal(400, "prompt is an empty list", param="prompt", code="invalid_value")
-    if all(isinstance(one, int) for one in given):
+    kinds = set(map(type, given))
+    if kinds <= {int, bool}:
         return [given]
-    if all(isinstance(one, str) for one in given) or all(isinstance(one, list) for one in given):
+    if kinds in ({str}, {list}):
         return list(given)
     raise Refusal(
         400, "prompt must be a text, a list of texts, token ids, or a list of lists of token ids", param="prompt", code="invalid_type"
@@ -153,7 +154,7 @@ def _prompts(given: Any) -> list[Prompt]:
 
 
 def ask_chat(engine: Engine, body: ChatRequest) -> Asked:
-    """Queue a conversation; called from the front or from a thread of its own."""
+    """A conversation; called from the front or from a thread of its own."""
     _check_sampled(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise Refusal(400, "top_logprobs needs logprobs=true", param="top_logprobs", code="invalid_value")
@@ -170,7 +171,7 @@ def ask_chat(engine: Engine, body: ChatRequest) -> Asked:
     renamed = {"max_tokens": "max_completion_tokens"} if body.max_tokens is None else {}
     if body.logprobs:
         renamed["logprobs"] = "top_logprobs"
-    requests = _submit(engine, [prompt], params, body, otherwise="messages", renamed=renamed)
+    requests = _prepared(engine, [prompt], params, body, otherwise="messages", renamed=renamed)
     return Asked(requests, body, chat=True, before=[before] if before else [])
 
 
@@ -269,11 +270,11 @@ def _params(engine: Engine, body: Sampled) -> SamplingParams:
     return params
 
 
-def _submit(
+def _prepared(
     engine: Engine, prompts: list[Any], params: SamplingParams, body: Sampled, *, otherwise: str, renamed: dict[str, str] | None = None
 ) -> list[Request]:
     fields = [*SAME_NAMES, "max_tokens", "logprobs", "priority"]
     result: list[Request] = naming_fields(
-        fields, lambda: engine.submit_all(prompts, params, priority=body.priority or 0), otherwise=otherwise, renamed=renamed
+        fields, lambda: engine.prepare(prompts, params, body.priority or 0), otherwise=otherwise, renamed=renamed
     )
     return result

@@ -86,8 +86,10 @@ class Generation(Handler):
             listener.running.discard(self)
             if asked is not None:
                 traffic.cancelled += any(not request.finished for request in asked.requests)
+                listener.intake.take_back(asked.requests)
                 cancel_all(asked.requests)
                 traffic.took(monotonic() - began)
+            self.waiting = None  # it holds this: what is in no cycle needs no collector
 
     @staticmethod
     def _count(body: Any) -> int:
@@ -99,18 +101,18 @@ class Generation(Handler):
     async def _asked(self, body: Sampled) -> Asked:
         listener, ask = self.listener, type(self).ask
 
-        def queue() -> Asked:
+        def prepare() -> Asked:
             return ask(listener.engine(), body)
 
         if len(self.body) <= LONG:
-            return queue()
-        return await listener.front.loop.run_in_executor(listener.preparing, queue)
+            return prepare()
+        return await listener.front.loop.run_in_executor(listener.preparing, prepare)
 
     async def _answer(self, asked: Asked, heading: Heading) -> None:
         self.waiting = whole = Whole(asked)
-        self.listener.listen(whole, asked.requests, at_end=True)
-        whole.pump()
-        await whole.done
+        with self.listener.listening(whole, asked.requests, at_end=True):
+            self.listener.intake.put(asked.requests, whole.fail)
+            await whole.done
         if self.left:
             return
         for request in asked.requests:
@@ -125,16 +127,13 @@ class Generation(Handler):
         listener = self.listener
         tokenizer = listener.engine(awake=False).get_tokenizer()
         self.waiting = stream = Stream(asked, heading, tokenizer, listener.latency, listener.traffic)
-        self.set_header("Content-Type", "text/event-stream; charset=utf-8")
-        self.set_header("Cache-Control", "no-cache")
-        self.set_header("X-Accel-Buffering", "no")  # nginx
         listener.traffic.active_streams += 1
         try:
-            self.flush()
             listener.watch(stream)
-            listener.listen(stream, asked.requests, at_end=False)
-            stream.begin(self.request.connection)  # type: ignore[arg-type]
-            await stream.done
+            with listener.listening(stream, asked.requests, at_end=False):
+                stream.begin(_Events(self))
+                listener.intake.put(asked.requests, stream.fail)
+                await stream.done
             if stream.stalled:
                 self.detach().close()
                 self.left = True
@@ -154,6 +153,25 @@ class Generation(Handler):
         if self.waiting is not None:
             self.waiting.gone()
         super().on_connection_close()
+
+
+class _Events:
+    """A handler's connection, with the headers in front of what is written first."""
+
+    def __init__(self, handler: Generation) -> None:
+        self._handler = handler
+        self._begun = False
+
+    def write(self, chunk: bytes) -> asyncio.Future[None]:
+        handler = self._handler
+        if self._begun:
+            return handler.request.connection.write(chunk)  # type: ignore[union-attr]
+        self._begun = True
+        handler.set_header("Content-Type", "text/event-stream; charset=utf-8")
+        handler.set_header("Cache-Control", "no-cache")
+        handler.set_header("X-Accel-Buffering", "no")  # nginx
+        handler.write(chunk)
+        return handler.flush()
 
 
 class Completions(Generation):

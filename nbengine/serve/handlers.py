@@ -51,6 +51,7 @@ class Handler(RequestHandler):
         """Look at the headers. What is refused by them is refused when the body has come and been dropped: a client reads no
         answer before it has sent its request, and finds only a broken connection if nobody reads that.
         """
+        self.listener.intake.stir()
         self._refusal = self._refused_by_headers()
         drained = max(DRAINED * self.listener.options.max_body_size, DRAINED_AT_LEAST)
         self.request.connection.set_max_body_size(drained)  # type: ignore[union-attr]
@@ -123,6 +124,7 @@ class Handler(RequestHandler):
 
     def _refuse_or(self, method: str, *args: str) -> Any:
         """Every method comes by here: without the key there is nothing."""
+        self.listener.intake.heard(self.request.connection.stream)  # type: ignore[union-attr]
         if self._refusal is not None:
             raise self._refusal
         found = getattr(self, method, None)

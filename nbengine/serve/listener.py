@@ -10,15 +10,17 @@ import logging
 import secrets
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from nbengine import collector
 from nbengine.errors import NBEngineError
 from nbengine.serve import announce
-from nbengine.serve.pacer import Pacer
+from nbengine.serve.intake import ExpectingServer, Intake
+from nbengine.serve.pacer import Listening, Pacer
 from nbengine.serve.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from nbengine.serve.traffic import Traffic
 
 log = logging.getLogger("nbengine.serve")
+PROMISE = 0.1  # seconds until a stream that has no token yet gets its headers
 LOOK = 1.0  # seconds between two looks at streams that are silent or stalled
 SILENCE = 10.0  # seconds after which a stream gets a comment
 PATIENCE = 2.0  # seconds that what runs gets to end when a server is closed
@@ -52,6 +55,7 @@ class Listener:
         self.latency = latency
         self.engine_of: Callable[[], Engine | None] = lambda: None  # a weak reference, once there is an engine
         self.secret = secrets.token_urlsafe(32)
+        self.intake = Intake(front.loop, lambda requests: self.engine(awake=False).queue(requests))
         self.pacer = Pacer(front.loop)
         self.preparing = ThreadPoolExecutor(MOST_PREPARING, thread_name_prefix=f"prompts-of-{front.name}")
         self.streams: set[Stream] = set()
@@ -65,12 +69,16 @@ class Listener:
         self._writing = threading.Lock()  # the announcement
         self._server: HTTPServer | None = None
         self._looking = False
+        self._opening = False
+        self._puts_off = False  # full collections of garbage
 
     # ── coming and going ────────────────────────────────────────────────────────────────────────────────────────────
 
     def open(self, state: announce.State) -> None:
         """Listen, and say so. Not to be called in the front's thread."""
         self._state = state
+        collector.put_off()
+        self._puts_off = True
         try:
             self.front.call(self._listen).result()
             self._announce()
@@ -79,7 +87,6 @@ class Listener:
             raise
 
     def _listen(self) -> None:
-        from tornado.httpserver import HTTPServer
         from tornado.netutil import bind_sockets, bind_unix_socket
 
         from nbengine.serve.app import application
@@ -95,7 +102,7 @@ class Listener:
             raise OSError(
                 f"cannot listen at {where}: {error.strerror or error}; choose another port, or port=0 for any that is free"
             ) from None
-        server = HTTPServer(
+        server = ExpectingServer(
             application(self),
             max_header_size=64 << 10,
             max_body_size=options.max_body_size,
@@ -103,6 +110,7 @@ class Listener:
             idle_connection_timeout=75.0,
             no_keep_alive=False,
         )
+        server.intake = self.intake
         server.add_sockets(sockets)
         self._server = server
         if options.uds is None:
@@ -143,6 +151,8 @@ class Listener:
             self.closed = True
             if self._file is not None:
                 announce.remove(self._file)
+        if self._puts_off:
+            collector.allow()
         if self.front.is_current:
             self._stop()
         else:
@@ -211,18 +221,34 @@ class Listener:
             seconds = max(1, min(60, round(self.traffic.lasted)))
             raise Refusal(429, "the queue is full: try again later", code="queue_full", headers={"Retry-After": str(seconds)})
 
-    def listen(self, stream: Any, requests: list[Request], *, at_end: bool) -> None:
-        """Let a stream (or whoever waits for the end) be told of these."""
-        bell = self.pacer.bell(stream)
+    @contextlib.contextmanager
+    def listening(self, stream: Listening, requests: list[Request], *, at_end: bool) -> Iterator[None]:
+        """Let a stream (or whoever waits for the end) be told of these meanwhile."""
+        bell, last_bell = self.pacer.bell(stream), self.pacer.last_bell(stream)
         for request in requests:
-            request.listen(bell, at_end=at_end)
+            if not at_end:
+                request.listen(bell)
+            request.listen(last_bell, at_end=True)
+        try:
+            yield
+        finally:
+            for request in requests:
+                request.unlisten(bell, last_bell)
 
     def watch(self, stream: Stream) -> None:
         """Keep it from being silent for long, and a client that takes nothing from staying for ever."""
         self.streams.add(stream)
+        if not self._opening:
+            self._opening = True
+            self.front.loop.call_later(PROMISE, self._open_all)
         if not self._looking:
             self._looking = True
             self.front.loop.call_later(LOOK, self._look)
+
+    def _open_all(self) -> None:
+        self._opening = False
+        for stream in list(self.streams):
+            stream.open()
 
     def _look(self) -> None:
         now = monotonic()

@@ -25,16 +25,17 @@ class Listening(Protocol):
 class Pacer:
     """Rung from the engine's thread, hundreds of times a step at best: a ring is two attribute writes and an append.
 
-    A stream that has sent nothing yet is served at once. The others gather until the front has rested nineteen times as long
-    as their last round took, at most LONGEST: one stream gets every token by itself, a thousand get a few at a time.
+    A stream that has sent nothing yet is served at once, and so is one that ends. The others gather until the front has rested
+    nineteen times as long as their last round took, at most LONGEST: one stream gets every token by itself, a thousand get a
+    few at a time.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiting: deque[Listening] = deque()  # appended to by engines' threads, taken from by the front's
-        self._first: deque[Listening] = deque()
+        self._urgent: deque[Listening] = deque()  # the same, of those that do not wait
         self._woken = False  # the front has been called for those that wait, and has not come yet
-        self._called = False  # the same for the first ones
+        self._called = False  # the same for those
         self._next = 0.0  # when the next round may begin, on the loop's clock
         self.rounds = 0
 
@@ -51,12 +52,24 @@ class Pacer:
                     self._woken = True
                     self._call(self._come)
             else:
-                self._first.append(stream)
-                if not self._called:
-                    self._called = True
-                    self._call(self._serve_first)
+                self._hurry(stream)
 
         return ring
+
+    def last_bell(self, stream: Listening) -> Callable[[], None]:
+        """What it is to call when nothing more will come, or whoever waits is to look for another reason."""
+
+        def ring() -> None:
+            stream.fresh = True
+            self._hurry(stream)
+
+        return ring
+
+    def _hurry(self, stream: Listening) -> None:
+        self._urgent.append(stream)
+        if not self._called:
+            self._called = True
+            self._call(self._serve_urgent)
 
     def _call(self, function: Callable[[], None]) -> None:
         try:
@@ -79,9 +92,9 @@ class Pacer:
         took = perf_counter() - began
         self._next = self._loop.time() + min(took * (1 / SHARE - 1), LONGEST)
 
-    def _serve_first(self) -> None:
+    def _serve_urgent(self) -> None:
         self._called = False
-        _pump(self._first)
+        _pump(self._urgent)
 
 
 def _pump(streams: deque[Listening]) -> None:

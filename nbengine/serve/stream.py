@@ -49,6 +49,7 @@ class Stream:
         self.written = monotonic()  # when something was last written
         self.waits = False  # for the client to take what was written
         self.stalled = False
+        self.opened = False  # the headers have been written, and what comes before any token
         self._heading = heading
         self._latency = latency
         self._traffic = traffic
@@ -69,12 +70,14 @@ class Stream:
     # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def begin(self, connection: Connection) -> None:
-        """The headers are out: from now on events may be."""
+        """From now on events may be written, the headers going out with the first of them."""
         self._connection = connection
-        first = b"".join(choice.first() for choice in self._choices)
-        if first:
-            self._write(first, 0)
         self.pump()
+
+    def open(self) -> None:
+        """Let the client have the headers, if no event has come for so long that it might wonder."""
+        if self._connection is not None and not self.opened and not self.done.done():
+            self._write(b"".join(self._first()), 0)
 
     def pump(self) -> None:
         """Write what is there, unless the client has still to take what was written before."""
@@ -90,6 +93,8 @@ class Stream:
             tokens += choice.take(parts)
         if tokens:
             self.begun = True
+        if not self.opened and (parts or finished):
+            parts[:0] = self._first()
         if self._choices and any(choice.ended for choice in self._choices):
             self._choices = [choice for choice in self._choices if not choice.ended]
         for request in finished:
@@ -104,7 +109,7 @@ class Stream:
 
     def ping(self) -> None:
         """A comment, for proxies that give up on silent connections."""
-        if self._connection is not None and not self.waits and not self.done.done():
+        if self._connection is not None and self.opened and not self.waits and not self.done.done():
             self._write(PING, 0)
 
     def gone(self) -> None:
@@ -118,7 +123,10 @@ class Stream:
         self.gone()
 
     def fail(self, error: Refusal) -> None:
-        """It cannot go on: say why and end."""
+        """It cannot go on: say why and end. Where nothing has been written yet, whoever waits until it is done is told."""
+        if not self.opened and not self.done.done():
+            self.done.set_exception(error)
+            return
         if self._connection is not None and not self.done.done() and not self.waits:
             self._write(b"data: " + encode(error.body()) + b"\n\n" + DONE, 0)
         self._finish()
@@ -126,6 +134,9 @@ class Stream:
     def timed(self, seconds: float, tokens: int) -> None:
         """So many tokens of an output came in that time."""
         self._latency.between(seconds, tokens)
+
+    def _first(self) -> list[bytes]:
+        return [choice.first() for choice in self._choices]
 
     def _end(self, request: Request, parts: list[bytes]) -> bool:
         """One of the requests has ended; False if nothing else is to come, because it failed."""
@@ -149,6 +160,7 @@ class Stream:
 
     def _write(self, data: bytes, tokens: int) -> None:
         assert self._connection is not None
+        self.opened = True
         self.written = monotonic()
         self._traffic.sent(len(data), tokens)
         written = self._connection.write(data)

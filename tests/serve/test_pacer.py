@@ -90,6 +90,28 @@ def test_rounds_that_are_costly_come_seldom_and_first_tokens_do_not_wait_for_the
     front.close()
 
 
+def test_an_end_does_not_wait_for_others_to_be_sent_with(until):
+    front = Front("front-under-test")
+    pace = Pacer(front.loop)
+    busy = [Reader([0], begun=True, cost=0.002) for _ in range(5)]
+    bells = [pace.bell(reader) for reader in busy]
+    ends = Reader([0], begun=True)
+    bell, last_bell = pace.bell(ends), pace.last_bell(ends)
+    late = []
+    for i in range(1, 6):
+        for ring in bells:
+            ring()
+        until(lambda: not busy[-1].fresh)  # a round has just been, and the next is a while off
+        ends.source[0] = i
+        bell()  # it has already rung for a token
+        asked = time.monotonic()
+        last_bell()
+        until(lambda i=i: ends.seen == i)
+        late.append(time.monotonic() - asked)
+    assert min(late) < pacer.LONGEST / 4
+    front.close()
+
+
 def test_a_ring_after_the_loops_end_is_harmless():
     front = Front("front-under-test")
     pace = Pacer(front.loop)

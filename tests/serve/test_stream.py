@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from types import SimpleNamespace
 
@@ -16,8 +17,10 @@ from nbengine.errors import RequestError
 from nbengine.request import Request
 from nbengine.serve.answers import Heading
 from nbengine.serve.asks import Asked
+from nbengine.serve.generation import Generation, Whole
 from nbengine.serve.latency import Latency
 from nbengine.serve.protocol import CompletionRequest
+from nbengine.serve.refusal import Refusal
 from nbengine.serve.stream import Stream
 from nbengine.serve.traffic import Traffic
 from nbengine.tokenizer import Tokenizer
@@ -130,6 +133,69 @@ def test_one_that_fails_ends_all_with_one_error(tokenizer):
         assert event["error"]["code"] == "request_failed"
 
     asyncio.run(main())
+
+
+def test_nothing_is_written_before_there_is_a_token_unless_the_client_is_to_know(tokenizer):
+    async def main():
+        for told in (False, True):
+            made, stream = make(tokenizer, 1, 1)
+            connection = Slow()
+            stream.begin(connection)
+            stream.pump()
+            stream.ping()
+            assert connection.taken is None
+            if told:
+                stream.open()
+                assert connection.data == b""
+                connection.take()
+                stream.open()
+                await asyncio.sleep(0)
+                assert connection.taken.done()
+            made[0].completions[0].put([100], None)
+            stream.pump()
+            assert connection.data.count(b"data: ") == 1
+
+    asyncio.run(main())
+
+
+def test_one_that_fails_before_anything_was_written_leaves_the_answer_to_who_waits(tokenizer):
+    async def main():
+        _, stream = make(tokenizer, 1, 1)
+        connection = Slow()
+        stream.begin(connection)
+        stream.fail(Refusal(503, "the server was closed", code="server_closed"))
+        with pytest.raises(Refusal, match="closed"):
+            await stream.done
+        assert connection.taken is None
+        _, stream = make(tokenizer, 1, 1)
+        stream.begin(connection)
+        stream.open()
+        connection.take()
+        await asyncio.sleep(0)
+        stream.fail(Refusal(503, "the server was closed", code="server_closed"))
+        await stream.done
+        [event] = events(connection.data)
+        assert event["error"]["code"] == "server_closed"
+
+    asyncio.run(main())
+
+
+def test_what_has_been_answered_is_gone_without_a_collection(http, engine, until):
+    def kept():
+        return [type(one).__name__ for one in gc.get_objects() if issubclass(type(one), Stream | Whole | Generation | Request)]
+
+    gc.collect()
+    before = kept()
+    gc.disable()
+    try:
+        for stream in (True, False):
+            asked = {"max_tokens": 3, "stream": stream}
+            assert http.post("/v1/completions", json={"prompt": "The fox", **asked}).status_code == 200
+            assert http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hi"}], **asked}).status_code == 200
+        http.get("/health")  # a connection holds its last request
+        until(lambda: kept() == before)
+    finally:
+        gc.enable()
 
 
 def test_a_client_that_has_left_is_written_nothing(tokenizer):

@@ -1,0 +1,65 @@
+"""Full collections of garbage come seldom while a server is open, and are the user's again when it is closed."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from nbengine import collector
+
+USUAL = (700, 11, 7)
+SEEN_BY_NOBODY = (500, 5, 5)
+
+
+@pytest.fixture(autouse=True)
+def thresholds():
+    """The user's, and those of before after the test."""
+    before = gc.get_threshold()
+    gc.set_threshold(*USUAL)
+    yield
+    gc.set_threshold(*before)
+
+
+def test_they_are_put_off_until_all_have_let_them():
+    collector.put_off()
+    collector.put_off()
+    assert gc.get_threshold() == (700, 11, collector.SELDOM)
+    collector.allow()
+    assert gc.get_threshold() == (700, 11, collector.SELDOM)
+    collector.allow()
+    assert gc.get_threshold() == USUAL
+
+
+def test_what_the_user_sets_meanwhile_stays():
+    collector.put_off()
+    gc.set_threshold(*SEEN_BY_NOBODY)
+    collector.allow()
+    assert gc.get_threshold() == SEEN_BY_NOBODY
+
+
+def test_a_user_who_has_them_more_seldom_keeps_that():
+    gc.set_threshold(700, 11, 10 * collector.SELDOM)
+    collector.put_off()
+    assert gc.get_threshold() == (700, 11, 10 * collector.SELDOM)
+    collector.allow()
+    assert gc.get_threshold() == (700, 11, 10 * collector.SELDOM)
+
+
+def test_a_server_puts_them_off_until_it_is_closed(engine):
+    with engine.serve() as one:
+        with engine.serve():
+            assert gc.get_threshold()[2] == collector.SELDOM
+        assert gc.get_threshold()[2] == collector.SELDOM
+        one.close()
+        assert gc.get_threshold() == USUAL
+    assert gc.get_threshold() == USUAL
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tornado drops the socket that it could not bind
+def test_a_server_that_cannot_be_opened_leaves_them_as_they_were(engine):
+    with engine.serve() as one:
+        port = int(one.url.rpartition(":")[2])
+        with pytest.raises(OSError, match="cannot listen"):
+            engine.serve(port=port)
+    assert gc.get_threshold() == USUAL
