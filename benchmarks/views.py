@@ -2,6 +2,7 @@
 
 `python benchmarks/views.py` runs a load of ShareGPT's shape in a real kernel whose front end (this process) looks at the views, or looks away.
 On a GPU host: `python benchmarks/views.py --model Qwen/Qwen3-0.6B --count 1000 --rounds 4`.
+`python benchmarks/views.py --synthetic` says what an update of each view costs beside a real scheduler whose runner computes nothing.
 """
 
 from __future__ import annotations
@@ -50,6 +51,13 @@ def run():
         "updates": sent() - updates,
         "steps": engine.stats()["steps"] - steps,
     }}
+"""
+SYNTHETIC = """
+import sys
+sys.path.insert(0, {here!r})
+from synthetic_views import Load
+
+found = Load({count}, {blocks}).measure({every})
 """
 SIZES = "[len(view.packed['json']) + len(view.packed['data']) for view in views]"
 
@@ -133,6 +141,16 @@ def measure(model: str, count: int, rounds: int, config: dict[str, Any]) -> dict
     }
 
 
+def synthetic(count: int, blocks: int, every: int) -> dict[str, Any]:
+    """What the updates cost where no GPU is waited for; the kernel's messages are sent."""
+    front_end = FrontEnd()
+    try:
+        found: dict[str, Any] = front_end.run(SYNTHETIC.format(here=str(HERE), count=count, blocks=blocks, every=every), "found")
+    finally:
+        front_end.close()
+    return found
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="tales")
@@ -140,8 +158,14 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=3, help="runs with the views open, and as many without")
     parser.add_argument("--config", type=json.loads, default={}, help="of the engine, as JSON")
     parser.add_argument("--out", type=Path, help="write the result to this file")
+    parser.add_argument("--synthetic", action="store_true", help="no model: only what an update costs, with --count requests")
+    parser.add_argument("--blocks", type=int, default=72_619, help="of the synthetic pool")
+    parser.add_argument("--every", type=int, default=40, help="steps between two synthetic updates")
     given = parser.parse_args()
-    result = measure(given.model, given.count, given.rounds, given.config)
+    if given.synthetic:
+        result = synthetic(given.count, given.blocks, given.every)
+    else:
+        result = measure(given.model, given.count, given.rounds, given.config)
     print(json.dumps({name: value for name, value in result.items() if name != "runs"}, indent=1))
     if given.out:
         given.out.write_text(json.dumps(result, indent=1) + "\n")
