@@ -62,6 +62,7 @@ class Dashboard(View):
         self._pictures = charts == "pictures"
         self._note = ""
         self._refreshed = 0.0
+        self._settings: dict[str, Any] | None = None
         super().__init__(source)
         if self.playhead.trace.capacity == 0 and not len(self.playhead.trace):
             self._note = "This engine keeps no trace (trace_steps=0): make it without that to see what it does."
@@ -127,7 +128,8 @@ class Dashboard(View):
         super().refresh()
 
     def stamp(self) -> tuple[Any, ...]:
-        return (*super().stamp(), self._changes, settings(self.playhead.engine), self._http())
+        self._settings = settings(self.playhead.engine)
+        return (*super().stamp(), self._changes, self._settings, self._http())
 
     def state(self) -> dict[str, Any]:
         columns = self._columns()
@@ -144,7 +146,7 @@ class Dashboard(View):
             "span": self._span,
             "cursor": self._cursor(columns),
             "numbers": self._numbers(columns),
-            "controls": settings(self.playhead.engine),
+            "controls": self._settings,
             "http": self._http(),
             "note": self._note,
             **({"trouble": trouble} if trouble else {}),
