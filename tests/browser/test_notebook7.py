@@ -66,6 +66,12 @@ def test_looking_back_in_one_is_seen_in_all(views):
     expect(blocks.locator(".nbengine-scrub")).to_have_value(str(int(number) + 1))
 
 
+def test_shown_once_more_it_draws_what_it_has(notebook, views):
+    cell = notebook.run("blocks")
+    expect(cell.box.locator("canvas.nbengine-cells[data-frames]")).to_be_visible()
+    expect(cell.box.locator(".nbengine-legend")).to_have_text(views["blocks"].locator(".nbengine-legend").text_content())
+
+
 @pytest.mark.parametrize("theme", ["Dark", "Light"])
 def test_they_fit_a_wide_and_a_narrow_window_in_both_themes(notebook, views, theme):
     page = notebook.page
