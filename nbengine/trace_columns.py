@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nbengine.trace_rows import Rows
+from nbengine.trace_rows import KnownRows
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from nbengine.trace import StepRecord, Trace
@@ -47,7 +49,7 @@ class Columns:
     `read` takes in what is new. It holds no record but the last, and of the trace nothing.
     """
 
-    def __init__(self, num_blocks: int, capacity: int) -> None:
+    def __init__(self, num_blocks: int, capacity: int, rows: KnownRows | None = None) -> None:
         self.num_blocks = num_blocks
         self.capacity = max(1, capacity)
         self.origin: float | None = None  # of the time axis
@@ -55,7 +57,7 @@ class Columns:
         self._firsts = _Table(3, self.capacity)
         self._last: StepRecord | None = None
         self._next = 0  # the number of the record to read next
-        self._rows: Rows
+        self._rows = rows
         self._row: list[float] = []  # of the last record
         self._latest: dict[int, float] = {}  # when a sequence that runs was given its last token
         self._together: list[int] = []  # of whom that is not said, since all were given it in the last step
@@ -93,10 +95,10 @@ class Columns:
         if new and self.origin is None:
             self.origin = _origin(trace, new[0])
             self.num_blocks = len(trace.start().references)
-            self._rows = Rows(trace)
+        known = self._rows = self._rows or KnownRows(trace)
         rows: list[list[float]] = []
-        for record in new:
-            self._take(trace, record, rows)
+        for number, record in enumerate(new, self._next - len(new)):
+            self._take(trace, record, known.at(number, record), rows)
         self._table.extend(rows)
         return len(new)
 
@@ -107,7 +109,8 @@ class Columns:
                 self._next = end
                 return records
 
-    def _take(self, trace: Trace, record: StepRecord, rows: list[list[float]]) -> None:
+    def _take(self, trace: Trace, record: StepRecord, unsettled: Sequence[int] | None, rows: list[list[float]]) -> None:
+        """Make a row of a record, and one of the pause before it; `unsettled` are the places in its batch that need a look."""
         end = record.time + record.duration
         if self._row and record.time - self._row[END] > IDLE:
             pause = [value if name in LASTING else 0.0 for name, value in zip(NAMES, self._row, strict=True)]
@@ -115,7 +118,6 @@ class Columns:
             rows.append(pause)
         if not record.uids:  # controls act between steps
             self.num_blocks = next((event[1] for event in reversed(record.events) if event[0] == "resize"), self.num_blocks)
-        unsettled = self._rows.follow(record)
         places = {record.uids[i]: i for i in (range(len(record.uids)) if unsettled is None else unsettled)}
         tokens, prefill = record.num_tokens, sum([record.counts[i] for i in places.values() if not _decodes(trace, record, i)])
         self._evicted.update(record.preempted)  # before the admissions: it may be among them

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nbengine.trace import StepRecord, Trace
 
-FEW = 32  # rows; to look up more one by one costs as much as to go through all
+FEW = 32  # rows; to look up more one by one costs as much as to note the places of all
 
 
 class Rows:
@@ -53,9 +54,11 @@ class Rows:
             return None
         places: list[int] = []
         if self._unsettled or record.admitted:
-            if len(self._unsettled) + len(record.admitted) > FEW:
+            if 2 * (len(self._unsettled) + len(record.admitted)) > max(FEW, len(uids)):
                 return None
-            places = [*sorted(map(uids.index, self._unsettled)), *range(len(uids) - len(record.admitted), len(uids))]
+            few = len(self._unsettled) <= FEW
+            place_of = uids.index if few else {uid: i for i, uid in enumerate(uids)}.__getitem__
+            places = [*sorted(map(place_of, self._unsettled)), *range(len(uids) - len(record.admitted), len(uids))]
         others = record.num_tokens - sum([record.counts[i] for i in places])
         return places if others == len(uids) - len(places) else None
 
@@ -70,3 +73,24 @@ class Rows:
     def _settled(self, record: StepRecord, i: int) -> bool:
         info = self._trace.sequences.get(record.uids[i])
         return record.counts[i] == 1 and (info is None or record.starts[i] >= info.prompt_len)
+
+
+class KnownRows(Rows):
+    """The same for several who follow a trace, each at its own pace: what was found of a record is kept as long as the ring keeps that."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__(trace)
+        self._found: deque[Sequence[int] | None] = deque(maxlen=2 * trace.capacity + 1)
+        self._end = trace.first  # one more than the number of the last record of them
+
+    def at(self, number: int, record: StepRecord) -> Sequence[int] | None:
+        """As `follow`, of the record of this number: the next one, or one that somebody else has asked about."""
+        if number > self._end:  # the ring has dropped some that nobody asked about
+            self._expected, self._unsettled = [], set()
+            self._found.clear()
+            self._end = number
+        if number == self._end:
+            self._found.append(self.follow(record))
+            self._end += 1
+        place = number - self._end
+        return self._found[place] if -place <= len(self._found) else None

@@ -14,6 +14,7 @@ from nbengine.checks import checks_keywords, told
 from nbengine.errors import nearest
 from nbengine.trace_columns import Columns
 from nbengine.trace_figures import COLOURS, CYCLE, FAINT
+from nbengine.trace_rows import KnownRows
 from nbengine.trace_series import SERIES, Groups, Panel, Series, summary, users_series
 from nbengine.widgets.chart_picture import draw_charts
 from nbengine.widgets.engine_controls import CONTROLS, control, settings
@@ -31,7 +32,7 @@ PACE = 0.2  # seconds between two updates while the engine runs: charts are read
 
 def columns_of(trace: Trace) -> Columns:
     """Shared by the dashboards of a trace; used under their playhead's lock."""
-    return Columns(trace.num_blocks, max(trace.capacity, len(trace)) + 1024)
+    return Columns(trace.num_blocks, max(trace.capacity, len(trace)) + 1024, trace.playhead.model(KnownRows))
 
 
 class Dashboard(View):

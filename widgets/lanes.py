@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nbengine.trace_rows import Rows
+from nbengine.trace_rows import KnownRows
 from nbengine.widgets.block_facts import sequence_name
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ class Lane:
 class Lanes:
     """Shared by the views of a trace; used under their playhead's lock. Of a step only what changes with it is gone through."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, rows: KnownRows | None = None) -> None:
         self.trace = trace
         self.number = trace.first  # of the next record
         self.lanes: dict[int, Lane] = {}  # by uid, in the order in which they came
         self._newest = -1
-        self._rows = Rows(trace)
+        self._rows = rows or KnownRows(trace)
         self._ran: list[int] = []  # in the last step
 
     def follow(self) -> None:
@@ -96,7 +96,7 @@ class Lanes:
 
     def _take(self, record: StepRecord) -> None:
         uids, number = record.uids, self.number
-        rows = self._rows.follow(record)
+        rows = self._rows.at(number, record)
         for uid in record.preempted:
             self._lane(uid).turn(PREEMPTED, number)
         self._run(record, range(len(uids)) if rows is None else rows)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nbengine.checks import as_int, checks_keywords
+from nbengine.trace_rows import KnownRows
 from nbengine.widgets.block_facts import sequence_name
 from nbengine.widgets.lanes import KINDS, PREFILL, Lane, Lanes
 from nbengine.widgets.timeline_picture import draw_lanes
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 LANES, RUNS = 256, 1500  # that are drawn at once, of the newest lanes: the whole stays under 50 kB
 BATCH = 512  # sequences of a batch that are sent
 STEPS = (20, 2000)  # that can be shown at once
+
+
+def lanes_of(trace: Trace) -> Lanes:
+    """Shared by the timelines of a trace; used under their playhead's lock."""
+    return Lanes(trace, trace.playhead.model(KnownRows))
 
 
 class Timeline(View):
@@ -95,7 +101,7 @@ class Timeline(View):
         return max(trace.first, end - self._steps), end
 
     def _lanes_now(self) -> Lanes:
-        lanes = self.playhead.model(Lanes)
+        lanes = self.playhead.model(lanes_of)
         lanes.follow()
         return lanes
 

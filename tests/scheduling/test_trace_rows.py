@@ -11,7 +11,7 @@ from kv_model import Simulation
 from test_trace_series import run, schedules
 
 from nbengine.trace_columns import NAMES, Columns
-from nbengine.trace_rows import Rows
+from nbengine.trace_rows import KnownRows, Rows
 from nbengine.widgets.lanes import Lanes
 
 
@@ -37,7 +37,31 @@ def test_rows_that_need_no_look_decode_again(schedule):
         decoded -= ended
 
 
-class AllRows(Rows):
+@settings(max_examples=40, deadline=None)
+@given(schedules, st.integers(0, 10**6), st.sampled_from([16, 10_000]))
+def test_several_who_follow_at_their_own_pace_find_the_same(schedule, seed, capacity):
+    rng, own, numbers = random.Random(seed), {}, [0, 0]
+    shared = first = None
+
+    def read(trace):
+        nonlocal shared, first
+        if shared is None:
+            shared, first = KnownRows(trace), Rows(trace)
+        for i in rng.sample((0, 1), rng.randrange(3)):
+            numbers[i] = max(numbers[i], trace.first)
+            for record in trace.since(numbers[i])[: rng.randrange(40)]:
+                places = shared.at(numbers[i], record)
+                if numbers[i] in own:
+                    assert places == own[numbers[i]]
+                elif capacity > 16:
+                    assert places == first.follow(record)
+                own[numbers[i]] = places
+                numbers[i] += 1
+
+    run(schedule, capacity, read)
+
+
+class AllRows(KnownRows):
     """Has every row gone through."""
 
     def follow(self, record):
@@ -51,8 +75,8 @@ def test_going_through_all_rows_finds_the_same(schedule):
     trace = run(schedule).core.trace
     quick, lanes = Columns.of(trace), Lanes(trace)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nbengine.trace_columns.Rows", AllRows)
-        patch.setattr("nbengine.widgets.lanes.Rows", AllRows)
+        patch.setattr("nbengine.trace_columns.KnownRows", AllRows)
+        patch.setattr("nbengine.widgets.lanes.KnownRows", AllRows)
         slow, slow_lanes = Columns.of(trace), Lanes(trace)
     lanes.follow()
     slow_lanes.follow()
