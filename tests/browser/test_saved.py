@@ -42,6 +42,7 @@ def scripts():
 def show(browser, scripts):
     """Open a page as a person does who has no kernel; whatever it fetches comes from this machine. It and what it complains of."""
     contexts = []
+    expect.set_options(timeout=30_000)
 
     def answer(route):
         found = next((file for part, file in scripts.items() if part in route.request.url), None)
@@ -118,10 +119,12 @@ def test_a_page_that_embeds_views_draws_them_without_a_kernel(show, shots, tmp_p
 
 def test_an_exported_notebook_shows_the_pictures_of_views_that_nobody_looked_at(show, shots, exported):
     page, complaints = show(exported)
-    expect(page.locator(".nbengine-compare canvas").first).to_be_visible()  # all widgets have been made by then
+    expect(page.locator(".nbengine-compare canvas").first).to_be_visible()
+    live = page.locator(".nbengine-view:not(.nbengine-compare)")
+    expect(live).to_have_count(3)
+    assert [view.is_visible() for view in live.all()] == [False] * 3
     expect(page.locator(PICTURES).filter(visible=True)).to_have_count(3)
     assert page.locator(PICTURES).count() == 4  # the comparison is drawn, and its picture hidden
-    assert [view.is_visible() for view in page.locator(".nbengine-view:not(.nbengine-compare)").all()] == [False] * 3
     page.screenshot(path=shots / "exported.png", full_page=True)
     assert complaints == []
 
