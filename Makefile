@@ -18,6 +18,9 @@ TYPES := build/types/nbengine
 # Node's own test runner runs the scripts' tests; what formats and type-checks them is pinned in package.json.
 NODE := build/node
 NODE_TOOLS := $(NODE)/node_modules/.bin
+# What draws widgets in pages without a kernel; its own dependencies, which are in these files, would be 120 MB.
+EMBED := build/embed
+EMBED_PACKAGES := @jupyter-widgets/html-manager@1.0.15 requirejs@2.3.8
 SCRIPTS := 'widgets/*.js' 'widgets/*.css' 'tests/widgets/*.js' package.json
 TSC := --noEmit --allowJs --checkJs --strict --target es2022 --module es2022 --moduleResolution bundler --lib es2022,dom,dom.iterable --types ""
 
@@ -43,13 +46,13 @@ lab: $(READY) ## open JupyterLab on the quickstart
 	@echo "Opening JupyterLab on notebooks/01_quickstart.ipynb (Ctrl-C twice ends it)"
 	@$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/01_quickstart.ipynb $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
-test: $(READY) ## run the tests, but for the long sweeps and those that need a GPU
+test: $(READY) $(EMBED)/.ready ## run the tests, but for the long sweeps and those that need a GPU
 	@echo "Testing the scripts"
 	@node --test --test-reporter=dot tests/widgets/*.js
 	@echo "Testing with $(JOBS) workers (JOBS=0 runs in one process)"
 	@$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-test-all: $(READY) ## run the long sweeps too
+test-all: $(READY) $(EMBED)/.ready ## run the long sweeps too
 	@echo "Testing with the long sweeps, $(JOBS) workers"
 	@$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not gpu" --hypothesis-profile=long $(ARGS)
 
@@ -119,6 +122,15 @@ $(NODE)/.ready: package.json
 	@echo "Installing prettier and typescript into $(NODE)"
 	@rm -rf $(NODE) && mkdir -p $(NODE) && cp package.json $(NODE)/
 	@npm install --prefix $(NODE) --no-audit --no-fund --silent
+	@touch $@
+
+$(EMBED)/.ready: Makefile
+	@command -v npm > /dev/null || { echo "the tests of pages with widgets need npm: apt install npm" >&2; exit 1; }
+	@echo "Fetching $(EMBED_PACKAGES) into $(EMBED)"
+	@rm -rf $(EMBED) && mkdir -p $(EMBED)
+	@npm pack --silent --pack-destination $(EMBED) $(EMBED_PACKAGES) > /dev/null
+	@tar xzf $(EMBED)/jupyter-widgets-html-manager-*.tgz -C $(EMBED) --strip-components=2 package/dist/embed-amd.js
+	@tar xzf $(EMBED)/requirejs-*.tgz -C $(EMBED) --strip-components=1 package/require.js
 	@touch $@
 
 $(BIN)/python:

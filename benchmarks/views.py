@@ -2,6 +2,8 @@
 
 `python benchmarks/views.py` runs a load of ShareGPT's shape in a real kernel whose front end (this process) looks at the views, or looks away.
 On a GPU host: `python benchmarks/views.py --model Qwen/Qwen3-0.6B --count 1000 --rounds 4`.
+With `--trace` it is the trace that is kept or not, in turn, and no view is open.
+`python benchmarks/views.py --synthetic --count 1000` says what an update of each view costs beside a real scheduler whose runner computes nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import platform
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,9 @@ import sys, time
 sys.path.insert(0, {here!r})
 from nbengine import Engine, SamplingParams, widgets
 from nbengine.bench.workloads import workload
+from nbengine.widgets import playhead
 
+playhead.SHARE = {share}
 engine = Engine({model!r}, **{config!r})
 room = engine.info.max_model_len // 2
 jobs = [(prompt[:room], min(output, room)) for prompt, output in workload("sharegpt", {count}, vocab_size=engine.info.vocab_size)]
@@ -50,6 +55,13 @@ def run():
         "updates": sent() - updates,
         "steps": engine.stats()["steps"] - steps,
     }}
+"""
+SYNTHETIC = """
+import sys
+sys.path.insert(0, {here!r})
+from synthetic_views import Load
+
+found = Load({count}, {blocks}).measure({every})
 """
 SIZES = "[len(view.packed['json']) + len(view.packed['data']) for view in views]"
 
@@ -97,33 +109,24 @@ class FrontEnd:
         self.manager.shutdown_kernel(now=True)
 
 
-def measure(model: str, count: int, rounds: int, config: dict[str, Any]) -> dict[str, Any]:
+def measure(model: str, count: int, rounds: int, share: int, config: dict[str, Any]) -> dict[str, Any]:
     """Rounds of the same load, with nobody looking and with everybody looking in turn."""
     front_end = FrontEnd()
     try:
-        front_end.run(SETUP.format(here=str(HERE), model=model, config=config, count=count, views=", ".join(VIEWS)))
-        front_end.look(False)
-        front_end.run("run()")  # warm up
-        found: dict[str, list[Any]] = {"closed": [], "open": []}
-        for number in range(2 * rounds):
-            kind = ("closed", "open")[(number + number // 2) % 2]  # the order alternates too
-            front_end.look(kind == "open")
-            found[kind].append(front_end.run("result = run()", "result"))
-            print(kind, {name: round(value, 3) for name, value in found[kind][-1].items()}, flush=True)
+        code = SETUP.format(here=str(HERE), model=model, config=config, count=count, share=share, views=", ".join(VIEWS))
+        front_end.run(code)
+        found = in_turn(front_end, ("closed", "open"), rounds, lambda kind: front_end.look(kind == "open"))
         sizes = front_end.run("engine.pause(); engine.submit_all([p for p, _ in jobs]); engine.step(40); time.sleep(1)", SIZES)
-        device, blocks = front_end.run("", "(str(engine.info.device), engine.trace.num_blocks)")
+        about = described(front_end, model, count)
     finally:
         front_end.close()
-    speeds = {kind: statistics.median(one["tokens_per_s"] for one in runs) for kind, runs in found.items()}
     seconds, spent = (sum(one[name] for one in found["open"]) for name in ("seconds", "front_s"))
+    speeds = medians(found)
     return {
-        "model": model,
-        "device": device,
-        "cpu": platform.processor() or platform.machine(),
-        "requests": count,
-        "blocks": blocks,
+        **about,
         "views": VIEWS,
-        "tokens_per_s": {kind: round(speed, 1) for kind, speed in speeds.items()},
+        "share": share,
+        "tokens_per_s": speeds,
         "throughput_lost": round(1 - speeds["open"] / speeds["closed"], 4),
         "front_share_of_a_core": round(spent / seconds, 4),
         "ms_per_update": round(1e3 * spent / max(1, sum(one["updates"] for one in found["open"])), 3),
@@ -133,6 +136,56 @@ def measure(model: str, count: int, rounds: int, config: dict[str, Any]) -> dict
     }
 
 
+def measure_trace(model: str, count: int, rounds: int, config: dict[str, Any]) -> dict[str, Any]:
+    """Rounds of the same load in the same engine, with its trace kept and without it in turn."""
+    front_end = FrontEnd()
+    try:
+        front_end.run(SETUP.format(here=str(HERE), model=model, config=config, count=count, share=100, views=""))
+        kept = front_end.run("", "engine.trace.capacity")
+        capacities = {"without": 0, "with": kept}
+        found = in_turn(front_end, tuple(capacities), rounds, lambda kind: front_end.run(f"engine.trace.capacity = {capacities[kind]}"))
+        about = described(front_end, model, count)
+    finally:
+        front_end.close()
+    speeds = medians(found)
+    lost = round(1 - speeds["with"] / speeds["without"], 4)
+    return {**about, "trace_steps": kept, "tokens_per_s": speeds, "throughput_lost": lost, "runs": found}
+
+
+def in_turn(front_end: FrontEnd, kinds: tuple[str, str], rounds: int, prepare: Callable[[str], object]) -> dict[str, list[Any]]:
+    """What each run of each kind was."""
+    prepare(kinds[0])
+    front_end.run("run()")  # warm up
+    found: dict[str, list[Any]] = {kind: [] for kind in kinds}
+    for number in range(2 * rounds):
+        kind = kinds[(number + number // 2) % 2]  # the order alternates too
+        prepare(kind)
+        found[kind].append(front_end.run("result = run()", "result"))
+        print(kind, {name: round(value, 3) for name, value in found[kind][-1].items()}, flush=True)
+    return found
+
+
+def medians(found: dict[str, list[Any]]) -> dict[str, float]:
+    """Of the speeds of each kind."""
+    return {kind: round(statistics.median(one["tokens_per_s"] for one in runs), 1) for kind, runs in found.items()}
+
+
+def described(front_end: FrontEnd, model: str, count: int) -> dict[str, Any]:
+    """What was measured on what."""
+    device, blocks = front_end.run("", "(str(engine.info.device), engine.trace.num_blocks)")
+    return {"model": model, "device": device, "cpu": platform.processor() or platform.machine(), "requests": count, "blocks": blocks}
+
+
+def synthetic(count: int, blocks: int, every: int) -> dict[str, Any]:
+    """What the updates cost where no GPU is waited for; the kernel's messages are sent."""
+    front_end = FrontEnd()
+    try:
+        found: dict[str, Any] = front_end.run(SYNTHETIC.format(here=str(HERE), count=count, blocks=blocks, every=every), "found")
+    finally:
+        front_end.close()
+    return found
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="tales")
@@ -140,8 +193,18 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=3, help="runs with the views open, and as many without")
     parser.add_argument("--config", type=json.loads, default={}, help="of the engine, as JSON")
     parser.add_argument("--out", type=Path, help="write the result to this file")
+    parser.add_argument("--share", type=int, default=100, help="views take at most one part in so many of the time")
+    parser.add_argument("--trace", action="store_true", help="no view is open: measure what keeping the trace costs")
+    parser.add_argument("--synthetic", action="store_true", help="no model: only what an update costs, with --count requests")
+    parser.add_argument("--blocks", type=int, default=72_619, help="of the synthetic pool")
+    parser.add_argument("--every", type=int, default=40, help="steps between two synthetic updates")
     given = parser.parse_args()
-    result = measure(given.model, given.count, given.rounds, given.config)
+    if given.synthetic:
+        result = synthetic(given.count, given.blocks, given.every)
+    elif given.trace:
+        result = measure_trace(given.model, given.count, given.rounds, given.config)
+    else:
+        result = measure(given.model, given.count, given.rounds, given.share, given.config)
     print(json.dumps({name: value for name, value in result.items() if name != "runs"}, indent=1))
     if given.out:
         given.out.write_text(json.dumps(result, indent=1) + "\n")

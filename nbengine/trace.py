@@ -165,6 +165,11 @@ class Trace:
             state.apply(record.events)
         return state
 
+    def keyframe(self, number: int) -> int:
+        """The number of the first record of those that `state` goes through to come to this one."""
+        segment, _ = self._find(number)
+        return segment.first
+
     def start(self) -> PoolState:
         """The pool before the oldest record."""
         return self._segments[0].start.copy()

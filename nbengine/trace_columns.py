@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nbengine.trace_rows import KnownRows
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from nbengine.trace import StepRecord, Trace
@@ -35,7 +38,9 @@ NAMES = (
     "gaps",  # tokens that came after an earlier one of their sequence
     "waited",  # and the seconds between the two, of all of them
 )
+LASTING = {"blocks", "used", "cached", "waiting", "running"}  # what stays as it is in a pause
 PLACE = {name: i for i, name in enumerate(NAMES)}
+END = PLACE["end"]
 
 
 class Columns:
@@ -44,17 +49,20 @@ class Columns:
     `read` takes in what is new. It holds no record but the last, and of the trace nothing.
     """
 
-    def __init__(self, num_blocks: int, capacity: int) -> None:
+    def __init__(self, num_blocks: int, capacity: int, rows: KnownRows | None = None) -> None:
         self.num_blocks = num_blocks
         self.capacity = max(1, capacity)
-        self.first_tokens: deque[tuple[float, float, int]] = deque(maxlen=self.capacity)  # when, how long after its arrival, whose
         self.origin: float | None = None  # of the time axis
-        self._rows = np.zeros((2 * self.capacity, len(NAMES)))
-        self._begin = self._end = 0
+        self._table = _Table(len(NAMES), self.capacity)
+        self._firsts = _Table(3, self.capacity)
         self._last: StepRecord | None = None
         self._next = 0  # the number of the record to read next
+        self._rows = rows
+        self._row: list[float] = []  # of the last record
         self._latest: dict[int, float] = {}  # when a sequence that runs was given its last token
-        self._together: tuple[list[int], float] = [], 0.0  # the same of those in the last record
+        self._together: list[int] = []  # of whom that is not said, since all were given it in the last step
+        self._together_at = 0.0
+        self._usual = False  # whether in that step all were given a token, but for those in the midst of their prompt
         self._evicted: set[int] = set()  # preempted, and not yet running again
 
     @classmethod
@@ -65,11 +73,16 @@ class Columns:
         return columns
 
     def __len__(self) -> int:
-        return self._end - self._begin
+        return self._table.values.shape[1]
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
         """A column, oldest first: a view, good until the next `read`."""
-        return self._rows[self._begin : self._end, PLACE[name]]
+        return self._table.values[PLACE[name]]
+
+    @property
+    def first_tokens(self) -> NDArray[np.float64]:
+        """[3, requests]: when each was given its first token, how long after its arrival, and its uid; good until the next `read`."""
+        return self._firsts.values
 
     @property
     def last(self) -> StepRecord | None:
@@ -82,8 +95,11 @@ class Columns:
         if new and self.origin is None:
             self.origin = _origin(trace, new[0])
             self.num_blocks = len(trace.start().references)
-        for record in new:
-            self._take(trace, record)
+        known = self._rows = self._rows or KnownRows(trace)
+        rows: list[list[float]] = []
+        for number, record in enumerate(new, self._next - len(new)):
+            self._take(trace, record, known.at(number, record), rows)
+        self._table.extend(rows)
         return len(new)
 
     def _new(self, trace: Trace) -> list[StepRecord]:
@@ -93,57 +109,54 @@ class Columns:
                 self._next = end
                 return records
 
-    def _take(self, trace: Trace, record: StepRecord) -> None:
-        before = self._last
+    def _take(self, trace: Trace, record: StepRecord, unsettled: Sequence[int] | None, rows: list[list[float]]) -> None:
+        """Make a row of a record, and one of the pause before it; `unsettled` are the places in its batch that need a look."""
         end = record.time + record.duration
-        if len(self) and record.time - self["end"][-1] > IDLE:
-            last = self._rows[self._end - 1]
-            pause = dict.fromkeys(NAMES, 0.0) | {name: last[PLACE[name]] for name in ("blocks", "used", "cached", "waiting", "running")}
-            self._append(pause | {"time": last[PLACE["end"]], "end": record.time})
-        for kind, *about in record.events:
-            if kind == "resize":
-                (self.num_blocks,) = about
-        decode = _decodes(trace, record, before)
+        if self._row and record.time - self._row[END] > IDLE:
+            pause = [value if name in LASTING else 0.0 for name, value in zip(NAMES, self._row, strict=True)]
+            pause[0], pause[END] = self._row[END], record.time
+            rows.append(pause)
+        if not record.uids:  # controls act between steps
+            self.num_blocks = next((event[1] for event in reversed(record.events) if event[0] == "resize"), self.num_blocks)
+        places = {record.uids[i]: i for i in (range(len(record.uids)) if unsettled is None else unsettled)}
+        tokens, prefill = record.num_tokens, sum([record.counts[i] for i in places.values() if not _decodes(trace, record, i)])
         self._evicted.update(record.preempted)  # before the admissions: it may be among them
-        asked, found = self._looked_up(trace, record) if record.admitted else (0, 0)
-        gaps, waited = self._gaps(trace, record, before, end)
-        self._append(
-            {
-                "time": record.time,
-                "end": end,
-                "steps": float(bool(record.uids)),
-                "blocks": self.num_blocks,
-                "used": record.blocks_used,
-                "cached": record.blocks_cached,
-                "waiting": record.num_waiting,
-                "running": record.num_running,
-                "prefill": record.num_tokens - decode,
-                "decode": decode,
-                "sampled": len(record.sampled),
-                "preempted": len(record.preempted),
-                "asked": asked,
-                "found": found,
-                "plan": record.plan_s,
-                "launch": record.launch_s,
-                "gpu": record.gpu_s or record.sample_s,
-                "commit": record.commit_s,
-                "gaps": gaps,
-                "waited": waited,
-            }
-        )
-        if record.finished:
-            self._remember()
+        asked, found = self._looked_up(trace, record, places) if record.admitted else (0, 0)
+        gaps, waited = self._gaps(trace, record, places, end, of_all=unsettled is None)
+        self._row = [
+            record.time,
+            end,
+            float(bool(record.uids)),
+            self.num_blocks,
+            record.blocks_used,
+            record.blocks_cached,
+            record.num_waiting,
+            record.num_running,
+            prefill,
+            tokens - prefill,
+            len(record.sampled),
+            len(record.preempted),
+            asked,
+            found,
+            record.plan_s,
+            record.launch_s,
+            record.gpu_s or record.sample_s,
+            record.commit_s,
+            gaps,
+            waited,
+        ]
+        rows.append(self._row)
         for uid, _ in record.finished:
+            self._leave(uid)
             self._latest.pop(uid, None)
             self._evicted.discard(uid)
         self._last = record
 
-    def _looked_up(self, trace: Trace, record: StepRecord) -> tuple[int, int]:
+    def _looked_up(self, trace: Trace, record: StepRecord, places: dict[int, int]) -> tuple[int, int]:
         """How many prompt tokens of those admitted for the first time were looked up in the prefix cache, and how many were there."""
         asked = found = 0
-        rows = {uid: i for i, uid in enumerate(record.uids)}
         for uid in record.admitted:
-            row, info = rows.get(uid), trace.sequences.get(uid)
+            row, info = places.get(uid), trace.sequences.get(uid)
             if uid in self._evicted:
                 self._evicted.discard(uid)
             elif row is not None and info is not None:  # who has no row forks from a prompt that is in already
@@ -151,38 +164,73 @@ class Columns:
                 found += record.starts[row]
         return asked, found
 
-    def _gaps(self, trace: Trace, record: StepRecord, before: StepRecord | None, end: float) -> tuple[int, float]:
-        """How many tokens followed another one of their sequence, and the seconds between, summed."""
-        sampled = record.sampled
-        if before is not None and sampled == before.sampled and not before.finished:
-            waited = len(sampled) * (end - self._together[1])
-            self._together = sampled, end
-            return len(sampled), waited
-        self._remember()
-        gaps, waited = 0, 0.0
-        for uid in sampled:
-            if uid in self._latest:
+    def _gaps(self, trace: Trace, record: StepRecord, places: dict[int, int], end: float, *, of_all: bool) -> tuple[int, float]:
+        """How many tokens followed another one of their sequence, and the seconds between, summed.
+
+        `places` are those of all rows, or of the ones beside which everybody went on decoding.
+        """
+        for uid in record.preempted:
+            if self._leave(uid):
+                self._latest[uid] = self._together_at
+        if not record.uids:
+            return 0, 0.0
+        unfinished = [uid for uid, i in places.items() if not _ends_prompt(trace, record, i)]
+        was_usual, self._usual = self._usual, record.sampled == _without(record.uids, unfinished)
+        if was_usual and self._usual and not of_all:
+            apart = [uid for uid in places if uid not in unfinished]
+        else:
+            self._remember()
+            apart = record.sampled
+        gaps = len(record.sampled) - len(apart)
+        waited = gaps * (end - self._together_at)
+        together = set(self._together).intersection(apart) if apart else ()
+        for uid in apart:
+            before = self._together_at if uid in together else self._latest.get(uid)
+            if before is not None:
                 gaps += 1
-                waited += end - self._latest[uid]
-            elif (arrival := _arrival_of_first(trace, record, uid)) is not None:
-                self.first_tokens.append((end, end - arrival, uid))
-        self._together = sampled, end
+                waited += end - before
+            elif (arrival := _arrival_of_first(trace, record, uid, places)) is not None:
+                self._firsts.extend([[end, end - arrival, uid]])
+        self._together, self._together_at = record.sampled, end
         return gaps, waited
 
     def _remember(self) -> None:
         """Note when each of those that were last given a token was: put off, since most often the same ones are given the next."""
-        sampled, end = self._together
-        self._latest.update(dict.fromkeys(sampled, end))
-        self._together = [], 0.0
+        self._latest.update(dict.fromkeys(self._together, self._together_at))
+        self._together = []
 
-    def _append(self, row: dict[str, Any]) -> None:
-        if self._end == len(self._rows):
-            kept = self._rows[self._end - self.capacity :].copy()
-            self._rows[: len(kept)] = kept
-            self._end = len(kept)
-        self._rows[self._end] = [row[name] for name in NAMES]
-        self._end += 1
-        self._begin = max(0, self._end - self.capacity)
+    def _leave(self, uid: int) -> bool:
+        """Have it no more among those who were given a token together; whether it was."""
+        try:
+            self._together = _without(self._together, [uid])
+        except ValueError:
+            return False
+        return True
+
+
+class _Table:
+    """So many columns; of their rows the newest are kept."""
+
+    def __init__(self, columns: int, capacity: int) -> None:
+        self.capacity = capacity
+        self._values = np.zeros((columns, 2 * capacity))
+        self._end = 0  # in these, where the newest half of what there is room for is kept
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """[columns, rows], oldest first."""
+        return self._values[:, max(0, self._end - self.capacity) : self._end]
+
+    def extend(self, rows: list[list[float]]) -> None:
+        rows = rows[-self.capacity :]
+        if not rows:
+            return
+        if self._end + len(rows) > self._values.shape[1]:
+            kept = self.values.copy()
+            self._values[:, : kept.shape[1]] = kept
+            self._end = kept.shape[1]
+        self._values[:, self._end : self._end + len(rows)] = np.array(rows).T
+        self._end += len(rows)
 
 
 def _origin(trace: Trace, first: StepRecord) -> float:
@@ -191,26 +239,30 @@ def _origin(trace: Trace, first: StepRecord) -> float:
     return min([first.time, *arrivals])
 
 
-def _decodes(trace: Trace, record: StepRecord, before: StepRecord | None) -> int:
-    """How many rows go on from a token of their own, in place of computing a prompt or what a preemption lost."""
-    counts = record.counts
-    if before is not None and len(counts) == record.num_tokens and record.uids == record.sampled == before.sampled:
-        return len(counts)  # all of them decoded the step before, too
-    infos = trace.sequences
-    return sum(
-        1
-        for uid, start, count in zip(record.uids, record.starts, counts, strict=True)
-        if count == 1 and (uid not in infos or start >= infos[uid].prompt_len)
-    )
+def _decodes(trace: Trace, record: StepRecord, row: int) -> bool:
+    """Whether it goes on from a token of its own, in place of computing a prompt or what a preemption lost."""
+    info = trace.sequences.get(record.uids[row])
+    return record.counts[row] == 1 and (info is None or record.starts[row] >= info.prompt_len)
 
 
-def _arrival_of_first(trace: Trace, record: StepRecord, uid: int) -> float | None:
+def _ends_prompt(trace: Trace, record: StepRecord, row: int) -> bool:
+    """Whether its prompt is computed after it."""
+    info = trace.sequences.get(record.uids[row])
+    return info is None or record.starts[row] + record.counts[row] >= info.prompt_len
+
+
+def _arrival_of_first(trace: Trace, record: StepRecord, uid: int, places: dict[int, int]) -> float | None:
     """When the sequence arrived, if the token that it was given is its first: its own row ends with the prompt, and who forks has none."""
-    info = trace.sequences.get(uid)
-    if info is None:
+    info, row = trace.sequences.get(uid), places.get(uid)
+    if info is None or (row is not None and record.starts[row] + record.counts[row] != info.prompt_len):
         return None
-    if uid in record.uids:
-        row = record.uids.index(uid)
-        if record.starts[row] + record.counts[row] != info.prompt_len:
-            return None
     return info.arrival
+
+
+def _without(uids: list[int], some: list[int]) -> list[int]:
+    if not some:
+        return uids
+    left = uids.copy()
+    for uid in some:
+        left.remove(uid)
+    return left

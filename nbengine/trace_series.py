@@ -93,9 +93,9 @@ class Groups:
 
     def at_most(self, name: str, *others: str) -> list[NDArray[np.float64]]:
         """Of each group the row with the most of this: that, and others in the same row, so that they still add up."""
-        rows, ends = self.rows(name), [*self.starts[1:], self.high - self.low][: len(self.starts)]
-        peaks = np.array([a + int(np.argmax(rows[a:b])) for a, b in zip(self.starts, ends, strict=True)], np.intp)
-        return [self.rows(one)[peaks] for one in (name, *others)]
+        rows = self.rows(name)
+        peaks = _first_of(np.maximum, rows, self.starts)
+        return [rows[peaks], *(self.rows(other)[peaks] for other in others)]
 
 
 def occupancy(groups: Groups) -> Series:
@@ -129,15 +129,14 @@ def token_gap(groups: Groups) -> Series:
 def first_token(groups: Groups) -> Series:
     """Seconds from a request's arrival to its first token: a point for each (the longest and the shortest of those drawn as one)."""
     columns, times = groups.columns, groups.times
-    points = np.array([(when - (columns.origin or 0.0), seconds) for when, seconds, _ in columns.first_tokens]).reshape(-1, 2)
+    points = columns.first_tokens[:2] - np.array([[columns.origin or 0.0], [0.0]])
     if len(times):
-        points = points[(points[:, 0] >= times[0]) & (points[:, 0] <= times[-1] + groups.spans[-1] + 1e-9)]
+        points = points[:, (points[0] >= times[0]) & (points[0] <= times[-1] + groups.spans[-1] + 1e-9)]
     limit = max(1, len(times))
-    if len(points) > 2 * limit:
-        edges = np.searchsorted(points[:, 0], np.linspace(points[0, 0], points[-1, 0], limit, endpoint=False))
-        pieces = [piece for piece in np.split(points, np.unique(edges)) if len(piece)]
-        points = np.array([piece[i] for piece in pieces for i in sorted({int(piece[:, 1].argmin()), int(piece[:, 1].argmax())})])
-    return Series("Time to first token", "s", points[:, 0], {"each request": points[:, 1]}, "points")
+    if points.shape[1] > 2 * limit:
+        starts = np.unique(np.searchsorted(points[0], np.linspace(points[0, 0], points[0, -1], limit, endpoint=False)))
+        points = points[:, np.union1d(*(_first_of(how, points[1], starts) for how in (np.minimum, np.maximum)))]
+    return Series("Time to first token", "s", points[0], {"each request": points[1]}, "points")
 
 
 def prefix_hits(groups: Groups) -> Series:
@@ -172,7 +171,8 @@ def summary(columns: Columns, span: tuple[float, float] | None = None) -> dict[s
     origin = columns.origin or 0.0
     begins = groups.times[0] if len(groups.times) else 0.0
     ends = begins + float(groups.spans.sum())
-    firsts = [s for when, s, _ in columns.first_tokens if begins <= when - origin <= ends + 1e-9]
+    when, waited, _ = columns.first_tokens
+    firsts = waited[(when - origin >= begins) & (when - origin <= ends + 1e-9)]
     seconds, asked, gaps = ends - begins, groups.rows("asked").sum(), groups.rows("gaps").sum()
     used, weights = groups.rows("used") / groups.rows("blocks"), groups.spans
     return {
@@ -181,8 +181,8 @@ def summary(columns: Columns, span: tuple[float, float] | None = None) -> dict[s
         "steps": float(groups.rows("steps").sum()),
         "tokens": float(groups.rows("sampled").sum()),
         "tokens_per_second": float(groups.rows("sampled").sum() / seconds) if seconds > 0 else float("nan"),
-        "first_token_median": float(np.median(firsts)) if firsts else float("nan"),
-        "first_token_most": max(firsts, default=float("nan")),
+        "first_token_median": float(np.median(firsts)) if len(firsts) else float("nan"),
+        "first_token_most": float(firsts.max()) if len(firsts) else float("nan"),
         "token_gap": float(groups.rows("waited").sum() / gaps) if gaps else float("nan"),
         "kv_mean": float((used * weights).sum() / weights.sum()) if weights.sum() > 0 else float("nan"),
         "kv_peak": float(used.max()) if len(used) else float("nan"),
@@ -231,6 +231,16 @@ def thinned(series: Series, limit: int) -> Series:
 
 def _reduce(how: np.ufunc, rows: NDArray[np.float64], starts: Sequence[int] | NDArray[np.intp]) -> NDArray[np.float64]:
     return how.reduceat(rows, starts) if len(starts) else np.zeros(0)
+
+
+def _first_of(how: np.ufunc, rows: NDArray[np.float64], starts: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Where in each group its least or greatest value stands, the first of equal ones."""
+    if not len(starts):
+        return starts
+    found = np.repeat(how.reduceat(rows, starts), np.diff(np.append(starts, len(rows))))
+    places = np.flatnonzero(rows == found)
+    first: NDArray[np.intp] = places[np.searchsorted(places, starts)]
+    return first
 
 
 def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nbengine.widgets.followed_pool import HELD
+
 if TYPE_CHECKING:
     from nbengine.trace import SequenceInfo, Trace
     from nbengine.widgets.cells import Cells
@@ -21,17 +23,16 @@ def sequence_name(trace: Trace, uid: int) -> str:
 
 def block_facts(cells: Cells, block: int) -> dict[str, Any]:
     """Everything about a block, as JSON values."""
-    trace, pool = cells.trace, cells.pool
-    digest = pool.hashes[block]
-    owners = [[uid, sequence_name(trace, uid), pool.tables[uid].index(block)] for uid in cells.holders.get(block, [])]
+    trace, digest = cells.trace, cells.hashes[block]
+    owners = [[uid, sequence_name(trace, uid), cells.tables[uid].index(block)] for uid in cells.holders(block)]
     slots = cells.slots(block)
     return {
         "block": block,
-        "references": pool.references[block],
+        "references": len(owners),
         "hash": None if digest is None else digest.hex()[:16],
         "owners": owners,
         "slots": slots,
-        "copy_of": pool.copied.get(block),
+        "copy_of": cells.copied.get(block),
         "tokens": _tokens(cells, block, owners, slots),
         **_age(cells, block),
     }
@@ -50,7 +51,7 @@ def _age(cells: Cells, block: int) -> dict[str, Any]:
             if event[0] not in {"take", "free"} or event[1] != block:
                 continue
             name = "taken" if event[0] == "take" else "freed"
-            if found[name] is None and not (name == "freed" and cells.pool.references[block]):
+            if found[name] is None and not (name == "freed" and cells.kinds[block] & HELD):
                 found[name] = [now.step - record.step, round(now.time - record.time, 3)]
             if name == "taken":
                 return found
@@ -81,7 +82,7 @@ def _named(trace: Trace, tokens: list[int]) -> list[Any] | None:
 
 def _sealed_by(cells: Cells, block: int) -> tuple[int, int] | None:
     """Which sequence filled a block that nobody holds now, and where in its table it stood then."""
-    trace, digest = cells.trace, cells.pool.hashes[block]
+    trace, digest = cells.trace, cells.hashes[block]
     for number in range(cells.number, trace.first - 1, -1):
         events = trace.record(number).events
         if ("seal", block, digest) not in events:

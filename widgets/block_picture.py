@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
+from nbengine.widgets.followed_pool import CACHED, COPIED, HELD, SHARED
 from nbengine.widgets.palette import colour_of
 
 if TYPE_CHECKING:
@@ -42,26 +43,26 @@ def draw_blocks(cells: Cells, chosen: int | None = None) -> str:
 
 
 def _cell(cells: Cells, cell: int, group: int, chosen: int | None, side: int, columns: int) -> str:
-    pool, size = cells.pool, cells.trace.block_size
+    kinds, size = cells.kinds, cells.trace.block_size
     blocks = range(cell * group, min((cell + 1) * group, cells.num_blocks))
     x, y, inner = cell % columns * side, cell // columns * side, side - 1
-    owners = {uid for block in blocks for uid in cells.holders.get(block, [])}
-    held = [block for block in blocks if pool.references[block]]
-    cached = [block for block in blocks if block in pool.cached]
+    owners = {uid for block in blocks for uid in cells.holders(block)}
+    held = [block for block in blocks if kinds[block] & HELD]
+    cached = [block for block in blocks if kinds[block] & CACHED]
     drawn = f'<rect x="{x}" y="{y}" width="{inner}" height="{inner}" fill="none" stroke="{FAINT}" stroke-width=".5"/>'
     if held:
-        first = cells.holders[held[0]][0]
+        first = cells.owners[held[0]]
         colour = colour_of(first) if group == 1 or len(owners) == 1 else GREY
         share = sum(cells.slots(block) for block in held) / (len(blocks) * size)
         faded = "" if chosen is None or chosen in owners else ' opacity=".25"'
         high = inner * share
         drawn += f'<rect x="{x}" y="{y}" width="{inner}" height="{inner}" fill="{colour}" fill-opacity=".25"{faded}/>'
         drawn += f'<rect x="{x}" y="{y + inner - high:.1f}" width="{inner}" height="{high:.1f}" fill="{colour}"{faded}/>'
-        if group == 1 and pool.references[held[0]] > 1:
+        if group == 1 and kinds[held[0]] & SHARED:
             drawn += (
                 f'<circle cx="{x + inner / 2}" cy="{y + inner / 2}" r="{side / 5:.1f}" fill="{PAPER}" stroke="{INK}" stroke-width=".7"/>'
             )
-        if group == 1 and held[0] in pool.copied:
+        if group == 1 and kinds[held[0]] & COPIED:
             drawn += f'<path d="M{x + inner} {y}v{inner / 2:.1f}L{x + inner / 2:.1f} {y}z" fill="{INK}"/>'
     elif cached:
         high = inner * len(cached) / len(blocks)

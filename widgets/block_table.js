@@ -290,6 +290,7 @@ function render({ model, el }) {
 
   const frame = buildFrame({ model, el }, "KV blocks", (/** @type {any} */ sent) => take(sent));
   frame.tools.append(make("label", {}, "Sequence ", chooser), level);
+  chooser.disabled = frame.saved;
   frame.body.append(grid, legend, note, facts, head, table);
   const inspect = throttled(100, (/** @type {number | null} */ cell) => frame.press("inspect", cell));
 

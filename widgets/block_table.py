@@ -8,6 +8,7 @@ from nbengine.checks import as_int, checks_keywords
 from nbengine.widgets.block_facts import block_facts, sequence_name
 from nbengine.widgets.block_picture import draw_blocks
 from nbengine.widgets.cells import Cells
+from nbengine.widgets.followed_pool import CACHED, HELD
 from nbengine.widgets.view import View, module, style
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class BlockTableView(View):
     def state(self) -> dict[str, Any]:
         cells = self._cells_now()
         trace = cells.trace
-        uids = sorted(cells.pool.tables)
+        uids = sorted(cells.tables)
         return {
             "size": trace.block_size,
             **cells.encode(),
@@ -97,7 +98,7 @@ class BlockTableView(View):
         """The chosen sequence's table, logical to physical; past its end, or while it waits, an empty one."""
         if self._chosen is None:
             return None
-        blocks = cells.pool.tables.get(self._chosen, [])
+        blocks = cells.tables.get(self._chosen, [])
         left_out = max(0, len(blocks) - TABLE)
         return {
             "uid": self._chosen,
@@ -115,11 +116,11 @@ class BlockTableView(View):
         if group == 1:
             return block_facts(cells, self._asked)
         blocks = range(self._asked * group, min((self._asked + 1) * group, cells.num_blocks))
-        owners = dict.fromkeys(uid for block in blocks for uid in cells.holders.get(block, []))
+        owners = dict.fromkeys(uid for block in blocks for uid in cells.holders(block))
         return {
             "cell": self._asked,
             "blocks": [blocks[0], blocks[-1]],
-            "held": sum(1 for b in blocks if cells.pool.references[b]),
-            "cached": sum(1 for b in blocks if b in cells.pool.cached),
+            "held": sum(1 for block in blocks if cells.kinds[block] & HELD),
+            "cached": sum(1 for block in blocks if cells.kinds[block] & CACHED),
             "owners": [[uid, sequence_name(cells.trace, uid), 0] for uid in owners],
         }

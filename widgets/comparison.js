@@ -1,6 +1,6 @@
 // Two traces beside each other under one scrubber. All of it is here: nothing is asked of the kernel.
 // @ts-check
-import { make, onTheme } from "./frame.js";
+import { coverOf, make, onTheme } from "./frame.js";
 
 const COLOURS = ["#999999", "#e69f00", "#0072b2", "#d55e00"]; // queued, prefill, decode, preempted
 const HEIGHTS = [0.2, 1, 0.6, 0.2]; // of a lane: colour is not the only sign
@@ -38,8 +38,7 @@ function render({ model, el }) {
   el.classList.add("nbengine-view", "nbengine-compare");
   el.setAttribute("role", "region");
   el.setAttribute("aria-label", "Comparison of two traces");
-  const name = model.get("still");
-  const still = make("style", { textContent: `.${name}, img[src*="${name}"] { display: none !important; }` });
+  const still = coverOf(model.get("still"));
   document.head.append(still);
 
   const sides = model.get("sides").map((/** @type {any} */ sent) => ({

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import anywidget
 import numpy as np
 import traitlets
 from IPython.core.getipython import get_ipython
@@ -19,6 +17,7 @@ from nbengine.trace_columns import Columns
 from nbengine.trace_lanes import Lane, lanes
 from nbengine.trace_series import Groups, Series, occupancy, queue, summary, throughput
 from nbengine.widgets.chart_picture import draw_charts
+from nbengine.widgets.still import Still
 from nbengine.widgets.view import module, style
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ class Side:
         }
 
 
-class Comparison(anywidget.AnyWidget):
+class Comparison(Still):
     """What `compare` shows; `numbers` has the summary of each as a dict. It needs no kernel once it is shown."""
 
     _esm = module("comparison.js")
@@ -104,24 +103,16 @@ class Comparison(anywidget.AnyWidget):
 
     sides: Any = traitlets.List().tag(sync=True)
     table: Any = traitlets.List().tag(sync=True)
-    still = traitlets.Unicode().tag(sync=True)  # the class of its static picture, which is hidden where this one shows
 
     def __init__(self, one: Side, two: Side) -> None:
         self.numbers = {side.label: side.numbers for side in (one, two)}
         self._both = (one, two)
         rows = [[what, *_told_both(one.numbers[key], two.numbers[key], form)] for key, (what, form) in ROWS.items()]
-        super().__init__(sides=[one.packed(), two.packed()], table=rows, still=f"nbengine-still-{secrets.token_hex(8)}")
+        super().__init__(sides=[one.packed(), two.packed()], table=rows)
 
     def snapshot(self) -> SVG:
         """Both as a picture that needs neither a kernel nor a script."""
         return SVG(data=self._picture())
-
-    def close(self) -> None:
-        """End it, and the layout that comes with every widget and would stay behind; its picture stays."""
-        if self.comm is not None:
-            layout = self.layout
-            super().close()
-            layout.close()
 
     def _picture(self) -> str:
         end = max(side.end for side in self._both)
@@ -135,7 +126,7 @@ class Comparison(anywidget.AnyWidget):
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **kwargs: Any) -> Any:  # noqa: ARG002 - IPython's protocol
         made = super()._repr_mimebundle_(**kwargs)
         bundle: dict[str, Any] = dict(made[0] if isinstance(made, tuple) else made or {})
-        return {**bundle, "text/plain": repr(self), "image/svg+xml": self._picture().replace("<svg ", f'<svg class="{self.still}" ', 1)}
+        return {**bundle, "text/plain": repr(self), "image/svg+xml": self.named(self._picture())}
 
     def _ipython_display_(self) -> None:
         """The live view and, hidden where that shows, its picture."""

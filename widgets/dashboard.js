@@ -150,19 +150,20 @@ function render({ model, el }) {
   let waiting = false;
   let rested = 0; // when plotly may draw again: it takes at most a third of the page's time
 
-  const draw = (/** @type {any} */ frame) => {
-    latest = frame;
-    if (asked && (String(asked.span) === String(frame.span) || performance.now() - asked.at > PATIENCE)) asked = null;
-    if (!asked) span = frame.span; // else it was sent before the kernel heard of this one
+  const draw = (/** @type {any} */ sent) => {
+    latest = sent;
+    if (asked && (String(asked.span) === String(sent.span) || performance.now() - asked.at > PATIENCE)) asked = null;
+    if (!asked) span = sent.span; // else it was sent before the kernel heard of this one
     numbers.replaceChildren(
-      ...frame.numbers.map((/** @type {string[]} */ [what, much]) =>
+      ...sent.numbers.map((/** @type {string[]} */ [what, much]) =>
         make("div", {}, make("dt", { textContent: what }), make("dd", { textContent: much })),
       ),
     );
-    note.textContent = frame.note;
-    controls.draw(frame.controls);
-    strip.draw(unpack(frame.overview, frame.data), span);
-    const rows = httpRows(frame.http);
+    note.textContent = sent.note;
+    controls.draw(frame.saved ? null : sent.controls);
+    if (frame.saved) frame.uncover(); // the picture has the charts
+    strip.draw(unpack(sent.overview, sent.data), span);
+    const rows = httpRows(sent.http);
     http.replaceChildren(
       ...rows.map(([what, much]) => make("div", {}, make("dt", { textContent: what }), make("dd", { textContent: much }))),
     );
@@ -237,23 +238,28 @@ function render({ model, el }) {
   const controls = buildControls(frame.press);
   el.classList.add("nbengine-dashboard");
   frame.body.append(numbers, plot, strip.element, http, controls.element, note);
-  plot.textContent = "The charts are on their way.";
+  plot.textContent = frame.saved
+    ? "The kernel brings what draws the charts; without it a picture shows them."
+    : "The charts are on their way.";
+  strip.element.hidden = frame.saved;
 
   const size = new ResizeObserver(() => redraw());
   size.observe(plot);
   const noMoreThemes = onTheme(() => redraw());
-  plotly(model, () => frame.press("plotly")).then(
-    (found) => {
-      if (stopped) return;
-      library = found;
-      redraw();
-    },
-    (error) => {
-      if (stopped) return;
-      plot.textContent = `Charts are drawn as pictures: ${error.message}.`;
-      frame.press("pictures");
-    },
-  );
+  const load = () =>
+    plotly(model, () => frame.press("plotly")).then(
+      (found) => {
+        if (stopped) return;
+        library = found;
+        redraw();
+      },
+      (error) => {
+        if (stopped) return;
+        plot.textContent = `Charts are drawn as pictures: ${error.message}.`;
+        frame.press("pictures");
+      },
+    );
+  if (!frame.saved) load();
   return () => {
     stopped = true;
     clearTimeout(later);

@@ -14,6 +14,7 @@ from nbengine.checks import checks_keywords, told
 from nbengine.errors import nearest
 from nbengine.trace_columns import Columns
 from nbengine.trace_figures import COLOURS, CYCLE, FAINT
+from nbengine.trace_rows import KnownRows
 from nbengine.trace_series import SERIES, Groups, Panel, Series, summary, users_series
 from nbengine.widgets.chart_picture import draw_charts
 from nbengine.widgets.engine_controls import CONTROLS, control, settings
@@ -31,7 +32,7 @@ PACE = 0.2  # seconds between two updates while the engine runs: charts are read
 
 def columns_of(trace: Trace) -> Columns:
     """Shared by the dashboards of a trace; used under their playhead's lock."""
-    return Columns(trace.num_blocks, max(trace.capacity, len(trace)) + 1024)
+    return Columns(trace.num_blocks, max(trace.capacity, len(trace)) + 1024, trace.playhead.model(KnownRows))
 
 
 class Dashboard(View):
@@ -62,6 +63,7 @@ class Dashboard(View):
         self._pictures = charts == "pictures"
         self._note = ""
         self._refreshed = 0.0
+        self._settings: dict[str, Any] | None = None
         super().__init__(source)
         if self.playhead.trace.capacity == 0 and not len(self.playhead.trace):
             self._note = "This engine keeps no trace (trace_steps=0): make it without that to see what it does."
@@ -127,7 +129,8 @@ class Dashboard(View):
         super().refresh()
 
     def stamp(self) -> tuple[Any, ...]:
-        return (*super().stamp(), self._changes, settings(self.playhead.engine), self._http())
+        self._settings = settings(self.playhead.engine)
+        return (*super().stamp(), self._changes, self._settings, self._http())
 
     def state(self) -> dict[str, Any]:
         columns = self._columns()
@@ -144,7 +147,7 @@ class Dashboard(View):
             "span": self._span,
             "cursor": self._cursor(columns),
             "numbers": self._numbers(columns),
-            "controls": settings(self.playhead.engine),
+            "controls": self._settings,
             "http": self._http(),
             "note": self._note,
             **({"trouble": trouble} if trouble else {}),

@@ -6,7 +6,8 @@
  *   speed: number | null, step: number | null, seconds: number, name: string }} Moment
  * @typedef {{ get(name: string): any, send(content: any): void, on(event: string, call: (...given: any[]) => void): void,
  *   off(event: string, call: (...given: any[]) => void): void }} Model
- * @typedef {{ body: HTMLElement, tools: HTMLElement, press(name: string, value?: any): void, stop(): void }} Frame
+ * @typedef {{ body: HTMLElement, tools: HTMLElement, saved: boolean, press(name: string, value?: any): void, uncover(): void,
+ *   stop(): void }} Frame a saved one was kept with a page and has no kernel
  */
 
 /** Okabe and Ito's colours: told apart by the colour-blind, and seen on white and on black. */
@@ -87,6 +88,13 @@ export function throttled(every, call) {
   };
 }
 
+/** A style that hides a static picture by its name, whether it is drawn in place or as an image.
+ * @param {string} name */
+export function coverOf(name) {
+  const opening = btoa(`<svg class="${name}`).replace(/.{0,4}$/, ""); // its last bytes may be others, with what follows
+  return make("style", { textContent: `.${name}, img[src*="${name}"], img[src*="${opening}"] { display: none !important; }` });
+}
+
 /** Whether what is around an element is dark.
  * @param {Element} el */
 export function isDark(el) {
@@ -117,19 +125,23 @@ export function buildFrame({ model, el }, title, draw) {
   let number = 0;
   let heard = 0;
   let thanked = 0;
+  let stopped = false;
   /** @type {any} */
   let deaf = 0;
 
   el.classList.add("nbengine-view");
   el.setAttribute("role", "region");
   el.setAttribute("aria-label", title);
-  const name = model.get("still"); // of the static picture, whether it is drawn in place or as an image
-  const still = make("style", { textContent: `.${name}, img[src*="${name}"] { display: none !important; }` });
-  document.head.append(still);
+  const saved = model.get("layout")?.comm_live === false;
+  const still = coverOf(model.get("still"));
+  if (saved)
+    el.style.display = "none"; // until it is known that there is anything to draw
+  else document.head.append(still);
 
   const say = (/** @type {Record<string, any>} */ message) => model.send({ place, ...message });
   /** @type {Frame["press"]} */
   const press = (name, value) => {
+    if (saved) return;
     number += 1;
     say({ press: name, value, number });
     clearTimeout(deaf);
@@ -193,7 +205,8 @@ export function buildFrame({ model, el }, title, draw) {
     scrub.setAttribute("aria-valuetext", moment.at < 0 ? "no step yet" : `step ${moment.step}${moment.live ? ", live" : ""}`);
     if (document.activeElement !== speed) speed.value = String(placeOf(moment.speed));
     tellSpeed();
-    status.textContent = momentText(moment);
+    if (saved) for (const control of [toggle, back, step, live, scrub, speed]) control.disabled = true;
+    status.textContent = momentText(moment) + (saved ? " · saved, without its kernel" : "");
     el.classList.toggle("nbengine-past", !moment.live);
   };
 
@@ -202,6 +215,10 @@ export function buildFrame({ model, el }, title, draw) {
     if (!packed || !packed.json) return; // nobody has looked yet
     const frame = { ...JSON.parse(packed.json), data: packed.data };
     if (!frame.moment) return;
+    if (saved) {
+      document.head.append(still);
+      el.style.display = "";
+    }
     show(frame.moment);
     trouble.textContent = frame.trouble ?? "";
     draw(frame);
@@ -245,9 +262,10 @@ export function buildFrame({ model, el }, title, draw) {
 
   model.on("change:packed", changed);
   model.on("msg:custom", answered);
-  changed();
+  queueMicrotask(() => stopped || changed()); // what was sent before is drawn when the view has been built
   look();
   const stop = () => {
+    stopped = true;
     clearTimeout(deaf);
     sight.disconnect();
     document.removeEventListener("visibilitychange", look);
@@ -258,5 +276,5 @@ export function buildFrame({ model, el }, title, draw) {
     still.remove();
     say({ gone: true });
   };
-  return { body, tools, press, stop };
+  return { body, tools, saved, press, uncover: () => still.remove(), stop };
 }

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from nbengine.trace_rows import KnownRows
+from nbengine.widgets.block_facts import sequence_name
 
 if TYPE_CHECKING:
     from nbengine.trace import StepRecord, Trace
@@ -18,6 +23,8 @@ class Lane:
     """One sequence. `runs` are [kind, first record, one past its last or OPEN, tokens]; a chunk of a prompt is a run of its own."""
 
     uid: int
+    name: str = ""
+    prompt_len: int = 0
     runs: list[list[int]] = field(default_factory=list)
     ended: int = OPEN  # in which record
     reason: str = ""
@@ -47,15 +54,15 @@ class Lane:
 
 
 class Lanes:
-    """Shared by the views of a trace; used under their playhead's lock. Steps in which the same sequences decode again cost nothing."""
+    """Shared by the views of a trace; used under their playhead's lock. Of a step only what changes with it is gone through."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, rows: KnownRows | None = None) -> None:
         self.trace = trace
         self.number = trace.first  # of the next record
         self.lanes: dict[int, Lane] = {}  # by uid, in the order in which they came
         self._newest = -1
+        self._rows = rows or KnownRows(trace)
         self._ran: list[int] = []  # in the last step
-        self._all_decode = True  # whether nothing of a prompt was in it
 
     def follow(self) -> None:
         """Take in what the trace has now."""
@@ -71,59 +78,56 @@ class Lanes:
 
     def within(self, first: int, end: int) -> list[Lane]:
         """The lanes that have anything in these records."""
-        return [lane for lane in self.lanes.values() if lane.runs and lane.runs[0][1] < end and (lane.ended == OPEN or lane.ended >= first)]
+        return [lane for lane in self.lanes.values() if (lane.ended == OPEN or lane.ended >= first) and lane.runs and lane.runs[0][1] < end]
 
     def _meet(self) -> None:
         """Let those who have come since wait, from the record during which they came."""
-        for uid in [uid for uid in list(self.trace.sequences) if uid > self._newest]:
-            self._newest = uid
+        new = [uid for uid in list(self.trace.sequences) if uid > self._newest]
+        if not new:
+            return
+        self._newest = max(new)
+        records = self.trace.since(self.trace.first)
+        first, times = self.trace.end - len(records), [record.time for record in records]
+        for uid in new:
             info = self.trace.sequences.get(uid)
             if info is not None:
-                self.lanes[uid] = lane = Lane(uid)
-                lane.turn(QUEUED, self._number_at(info.arrival))
-
-    def _number_at(self, time: float) -> int:
-        """The number of the record that was the next one at this time."""
-        number, first = self.trace.end, self.trace.first
-        while number > first and self.trace.record(number - 1).time > time:
-            number -= 1
-        return number
+                self.lanes[uid] = lane = Lane(uid, sequence_name(self.trace, uid), info.prompt_len)
+                lane.turn(QUEUED, first + bisect_right(times, info.arrival))
 
     def _take(self, record: StepRecord) -> None:
         uids, number = record.uids, self.number
-        quiet = not (record.admitted or record.preempted or record.finished)
-        if quiet and (not uids or (self._all_decode and uids == self._ran and record.num_tokens == len(uids))):
-            return
-        if uids:
-            self._all_decode = True
+        rows = self._rows.at(number, record)
         for uid in record.preempted:
             self._lane(uid).turn(PREEMPTED, number)
-        for uid, start, count in zip(uids, record.starts, record.counts, strict=True):
-            lane = self._lane(uid)
-            if count > 1 or start + count < self._prompt(uid):
-                lane.stop(number)
-                lane.runs.append([PREFILL, number, number + 1, count])
-                self._all_decode = False
-            else:
-                lane.turn(DECODE, number)
-        now = set(uids)
-        for uid in record.admitted:
-            if uid not in now:  # it forked from the leader of its request, and had its first token from the same step
+        self._run(record, range(len(uids)) if rows is None else rows)
+        forked: set[int] = set()
+        if rows is None:
+            forked = set(record.admitted).difference(uids)  # from the leader of a request, with a first token from the same step
+            for uid in forked:
                 self._lane(uid).turn(DECODE, number)
-                now.add(uid)
-        if uids:
-            for uid in set(self._ran) - now - set(record.preempted):
+            for uid in set(self._ran).difference(uids, forked, record.preempted):
                 if self._lane(uid).ended == OPEN:
                     self._lane(uid).turn(HELD, number)
-            self._ran = uids if len(now) == len(uids) else [*uids, *(now - set(uids))]
+        if uids:
+            self._ran = [*uids, *forked] if forked else uids
         for uid, reason in record.finished:
             lane = self._lane(uid)
-            lane.stop(number + 1 if uid in now else number)
+            lane.stop(number + 1 if uid in uids or uid in forked else number)
             lane.ended, lane.reason = number, reason
 
-    def _prompt(self, uid: int) -> int:
-        info = self.trace.sequences.get(uid)
-        return 0 if info is None else info.prompt_len
+    def _run(self, record: StepRecord, rows: Iterable[int]) -> None:
+        """Have these rows of a batch in the lanes of their sequences."""
+        number = self.number
+        for i in rows:
+            uid, start, count = record.uids[i], record.starts[i], record.counts[i]
+            lane = self._lane(uid)
+            if count > 1 or start + count < lane.prompt_len:
+                lane.stop(number)
+                lane.runs.append([PREFILL, number, number + 1, count])
+            else:
+                lane.turn(DECODE, number)
 
     def _lane(self, uid: int) -> Lane:
-        return self.lanes.setdefault(uid, Lane(uid))
+        if uid not in self.lanes:
+            self.lanes[uid] = Lane(uid, sequence_name(self.trace, uid))
+        return self.lanes[uid]

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from nbengine.errors import NBEngineError, nearest
@@ -67,6 +68,7 @@ class Playhead:
             (),
             True,
         )  # when what was last seen, and whether the views were told that it stays
+        self._took: deque[float] = deque([0.0] * 3, maxlen=3)  # by the last looks of the ticker, in seconds of its thread's time
         if engine is not None:
             engine.front.at_end(self._look)
 
@@ -323,8 +325,9 @@ class Playhead:
             return
         began = time.thread_time()
         self._look()
-        if ticker is not None:
-            ticker.seconds = max(FASTEST, SHARE * (time.thread_time() - began))
+        self._took.append(time.thread_time() - began)
+        if ticker is not None:  # a look that is costly once, as a view's first is, does not hold up the next ones
+            ticker.seconds = max(FASTEST, SHARE * median(self._took))
 
     def _look(self) -> None:
         with self.lock:

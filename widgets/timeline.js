@@ -105,6 +105,7 @@ function render({ model, el }) {
     later();
   });
   frame.tools.append(make("label", {}, "Show ", steps), make("label", {}, byTime, " as long as they took"), legend);
+  steps.disabled = frame.saved;
   frame.body.append(scroll, axis, facts, batchWords, batch);
   const seek = throttled(100, (/** @type {number} */ record) => frame.press("seek", record));
   steps.addEventListener("change", () => frame.press("steps", Number(steps.value)));

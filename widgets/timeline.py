@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nbengine.checks import as_int, checks_keywords
+from nbengine.trace_rows import KnownRows
 from nbengine.widgets.block_facts import sequence_name
-from nbengine.widgets.lanes import KINDS, PREFILL, Lanes
+from nbengine.widgets.lanes import KINDS, PREFILL, Lane, Lanes
 from nbengine.widgets.timeline_picture import draw_lanes
 from nbengine.widgets.view import View, module, style
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 LANES, RUNS = 256, 1500  # that are drawn at once, of the newest lanes: the whole stays under 50 kB
 BATCH = 512  # sequences of a batch that are sent
 STEPS = (20, 2000)  # that can be shown at once
+
+
+def lanes_of(trace: Trace) -> Lanes:
+    """Shared by the timelines of a trace; used under their playhead's lock."""
+    return Lanes(trace, trace.playhead.model(KnownRows))
 
 
 class Timeline(View):
@@ -66,7 +72,7 @@ class Timeline(View):
             "times": ((times - times[:1]) * 1e4).astype(int).tolist(),  # tenths of milliseconds
             "left_out": left_out,
             "lanes": drawn,
-            "batch": self._batch(self.playhead.record),
+            "batch": self._batch(lanes, self.playhead.record),
         }
 
     def picture(self) -> str:
@@ -95,7 +101,7 @@ class Timeline(View):
         return max(trace.first, end - self._steps), end
 
     def _lanes_now(self) -> Lanes:
-        lanes = self.playhead.model(Lanes)
+        lanes = self.playhead.model(lanes_of)
         lanes.follow()
         return lanes
 
@@ -110,19 +116,18 @@ class Timeline(View):
             room -= len(runs)
             if room < 0:
                 break
-            drawn.append([lane.uid, sequence_name(lanes.trace, lane.uid), lane.reason if 0 <= lane.ended < end else "", runs])
+            drawn.append([lane.uid, lane.name, lane.reason if 0 <= lane.ended < end else "", runs])
         return drawn[::-1], len(found) - len(drawn)
 
-    def _batch(self, record: StepRecord | None) -> dict[str, Any] | None:
+    def _batch(self, lanes: Lanes, record: StepRecord | None) -> dict[str, Any] | None:
         """Who took part in the step at the playhead, each with its tokens: [uid, name, first position, tokens, whether of a prompt]."""
         if record is None:
             return None
-        trace = self.playhead.trace
         rows = []
         for uid, start, count in zip(record.uids[:BATCH], record.starts, record.counts, strict=False):
-            info = trace.sequences.get(uid)
-            prompt = count > 1 or (info is not None and start + count < info.prompt_len)
-            rows.append([uid, sequence_name(trace, uid), start, count, int(prompt)])
+            lane = lanes.lanes.get(uid) or Lane(uid, sequence_name(lanes.trace, uid))
+            prompt = count > 1 or start + count < lane.prompt_len
+            rows.append([uid, lane.name, start, count, int(prompt)])
         return {
             "step": record.step,
             "rows": rows,

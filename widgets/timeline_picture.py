@@ -5,7 +5,6 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from nbengine.widgets.block_facts import sequence_name
 from nbengine.widgets.lanes import DECODE, HELD, OPEN, PREEMPTED, PREFILL, QUEUED
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def draw_lanes(lanes: Lanes, window: tuple[int, int], at: int) -> str:
     high = max(5, min(14, 480 // max(1, min(len(found), MOST))))
     shown = found[-MOST:]
     scale = (WIDTH - GUTTER) / max(1, end - first)
-    parts = [_lane(lanes, lane, window, high * row, high, scale) for row, lane in enumerate(shown)]
+    parts = [_lane(lane, window, high * row, high, scale) for row, lane in enumerate(shown)]
     height = max(1, len(shown)) * high
     line = f'<path d="M{GUTTER + (at + 0.5 - first) * scale:.1f} 0v{height}" stroke="{INK}" stroke-width="1"/>' if first <= at < end else ""
     more = f", {len(found) - MOST} earlier sequences left out" if len(found) > MOST else ""
@@ -37,9 +36,9 @@ def draw_lanes(lanes: Lanes, window: tuple[int, int], at: int) -> str:
     )
 
 
-def _lane(lanes: Lanes, lane: Lane, window: tuple[int, int], top: float, high: int, scale: float) -> str:
+def _lane(lane: Lane, window: tuple[int, int], top: float, high: int, scale: float) -> str:
     first, end = window
-    drawn = f'<text x="0" y="{top + high - 2}">{escape(sequence_name(lanes.trace, lane.uid))}</text>' if high >= 9 else ""
+    drawn = f'<text x="0" y="{top + high - 2}">{escape(lane.name)}</text>' if high >= 9 else ""
     for kind, begin, stop, _ in lane.between(first, end):
         tall = max(1.0, (high - 1) * HEIGHTS[kind])
         x, width = GUTTER + (begin - first) * scale, max(0.5, (stop - begin) * scale - (0.5 if kind == PREFILL else 0))

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import re
-import secrets
 import time
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import anywidget
 import traitlets
 from IPython.core.getipython import get_ipython
 from IPython.display import display
 
 from nbengine.widgets.playhead import Playhead
+from nbengine.widgets.still import Still
 
 log = logging.getLogger("nbengine")
 HERE = Path(__file__).parent
@@ -48,7 +47,7 @@ def style(name: str) -> str:
     return (HERE / "frame.css").read_text("utf-8") + (HERE / name).read_text("utf-8")
 
 
-class View(anywidget.AnyWidget):
+class View(Still):
     """A live view of an engine or a trace. Subclasses say what it shows: `state`, `picture`, `summary`, and `act` on what is pressed.
 
     It is sent whole, in one message, when it has changed and somebody sees it. It keeps no engine alive and holds no tensors.
@@ -56,11 +55,10 @@ class View(anywidget.AnyWidget):
 
     title = ""
     packed = traitlets.Dict().tag(sync=True)  # the frame: its JSON as one text, which is sent much faster than what is in it, and its bytes
-    still = traitlets.Unicode().tag(sync=True)  # the class of its static picture, which is hidden where this one shows
 
     def __init__(self, source: Any) -> None:
         playhead = Playhead.of(source)
-        super().__init__(still=f"nbengine-still-{secrets.token_hex(8)}")
+        super().__init__()
         self.playhead = playhead
         self.frame: dict[str, Any] = {}  # all that is drawn, as it was last sent
         self.updates = 0  # how often it was sent
@@ -154,9 +152,7 @@ class View(anywidget.AnyWidget):
             self.settled()
             self._eyes.clear()
             self._cells.forget()
-            layout = self.layout
             super().close()
-            layout.close()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.summary()}>"
@@ -178,7 +174,7 @@ class View(anywidget.AnyWidget):
 
     def _still(self) -> dict[str, str]:
         with self.playhead.lock:
-            return {"text/plain": repr(self), "image/svg+xml": self.picture().replace("<svg ", f'<svg class="{self.still}" ', 1)}
+            return {"text/plain": repr(self), "image/svg+xml": self.named(self.picture())}
 
     # ── hearing ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -10,7 +10,13 @@ from nbengine.bench.results import Results, say, table
 from nbengine.config import EngineConfig
 from nbengine.ops import Ops
 
-OFF: dict[str, Any] = {"overlap": False, "cuda_graphs": False, "run_ahead_ms": 0.0, "enable_prefix_caching": False}  # option: value
+OFF: dict[str, Any] = {  # option: value
+    "overlap": False,
+    "cuda_graphs": False,
+    "run_ahead_ms": 0.0,
+    "enable_prefix_caching": False,
+    "trace_steps": 0,
+}
 COSTS: dict[str, Any] = {"deterministic": True}  # what is off otherwise, for it makes slower
 ALL_ON = "all on"
 

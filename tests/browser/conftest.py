@@ -1,4 +1,4 @@
-"""A real JupyterLab in a headless Chromium, driven as a person drives it."""
+"""A real JupyterLab, or Notebook 7, in a headless Chromium, driven as a person drives it."""
 
 from __future__ import annotations
 
@@ -46,6 +46,12 @@ TIME_FROM_CLICK = """cell => {
         watch.observe(prompt, { childList: true, characterData: true, subtree: true });
     }, { capture: true, once: true }));
 }"""
+# Where each shows that there is a kernel, and that it is idle.
+IDLE = {
+    "lab/tree": "text=/^Python 3 \\(ipykernel\\) \\| Idle$/",
+    "notebooks": "body:has(.jp-NotebookKernelStatus-fade):has(.jp-Notebook-ExecutionIndicator[data-status='idle']) "
+    ".jp-KernelName:has-text('Python 3 (ipykernel)')",
+}
 # What a theme changes.
 PAPER = "() => getComputedStyle(document.body).getPropertyValue('--jp-layout-color0')"
 
@@ -112,12 +118,12 @@ class Cell:
 class Notebook:
     """An open notebook; cells are added at its end."""
 
-    def __init__(self, page: Page, path: Path, shots: Path) -> None:
+    def __init__(self, page: Page, path: Path, shots: Path, front_end: str) -> None:
         self.page = page
         self.path = path
         self.panel = page.locator(".jp-NotebookPanel:visible")
         self.cells = self.panel.locator(".jp-Notebook .jp-Cell")
-        self.idle = page.get_by_text(re.compile(r"^Python 3 \(ipykernel\) \| Idle$"))  # in the status bar
+        self.idle = page.locator(IDLE[front_end])
         self._shots = shots
 
     def start(self, source: str) -> Cell:
@@ -228,8 +234,14 @@ def console(browser: Browser) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def notebook(browser: Browser, lab: Lab, shots: Path, console: list[str]) -> Iterator[Notebook]:
-    """A notebook of one empty cell, open in JupyterLab."""
+def front_end() -> str:
+    """Under which path the server opens a notebook: JupyterLab's, where a module does not say otherwise."""
+    return "lab/tree"
+
+
+@pytest.fixture(scope="module")
+def notebook(browser: Browser, lab: Lab, shots: Path, console: list[str], front_end: str) -> Iterator[Notebook]:
+    """A notebook of one empty cell, open in the front end."""
     path = lab.root / "tales.ipynb"
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell()], metadata={"kernelspec": kernel}), path)
@@ -238,8 +250,8 @@ def notebook(browser: Browser, lab: Lab, shots: Path, console: list[str]) -> Ite
     expect.set_options(timeout=1000 * WAIT)
     page.on("console", lambda message: _note(console, message))
     page.on("pageerror", lambda error: console.append(f"{error.name}: {error.message}\n{error.stack}"))
-    page.goto(f"{lab.url}lab/tree/{path.name}?token={lab.token}")
-    notebook = Notebook(page, path, shots)
+    page.goto(f"{lab.url}{front_end}/{path.name}?token={lab.token}")
+    notebook = Notebook(page, path, shots, front_end)
     notebook.idle.wait_for()  # the toolbar's indicator says so before there is a kernel
     yield notebook
     page.close()

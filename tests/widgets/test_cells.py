@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,14 +13,16 @@ from hypothesis import strategies as st
 from kv_model import Simulation, storm
 
 from nbengine.blocks import BlockPool
+from nbengine.pool_state import PoolState
 from nbengine.trace import StepRecord, Trace
-from nbengine.widgets.cells import CACHED, COPIED, EMPTY, HELD, MOST_CELLS, SEVERAL, SHARED, Cells
+from nbengine.widgets.cells import EMPTY, MOST_CELLS, SEVERAL, Cells
+from nbengine.widgets.followed_pool import CACHED, COPIED, HELD, SHARED
 
 
 def seen(cells):
     """Everything that is drawn of each block, from what a view is sent: (state, flags, owner, slots)."""
     state = cells.encode()
-    size, count = cells.trace.block_size, cells.trace.num_blocks
+    size, count = cells.trace.block_size, cells.num_blocks
     assert state["group"] == 1
     owners = np.frombuffer(state["data"][: 2 * count], np.uint16)
     kinds = np.frombuffer(state["data"][2 * count :], np.uint8)
@@ -29,6 +33,23 @@ def seen(cells):
         full = kind & (HELD | CACHED) and not kind & EMPTY
         drawn.append((kind & ~EMPTY, int(owners[block]), partial.get(block, size if full else 0)))
     return drawn
+
+
+def assert_is(cells, pool):
+    """The cells are what a pool, rebuilt by itself, is."""
+    holders = {}
+    for uid, table in pool.tables.items():
+        for block in table:
+            holders.setdefault(block, []).append(uid)
+    assert (cells.hashes, cells.tables, cells.copied) == (pool.hashes, pool.tables, pool.copied)
+    assert [sorted(cells.holders(block)) for block in range(cells.num_blocks)] == [
+        sorted(holders.get(b, [])) for b in range(len(pool.hashes))
+    ]
+    for block, kind in enumerate(cells.kinds):
+        assert bool(kind & HELD) == (pool.references[block] > 0)
+        assert bool(kind & SHARED) == (pool.references[block] > 1)
+        assert bool(kind & CACHED) == (block in pool.cached)
+        assert bool(kind & COPIED) == (block in pool.copied)
 
 
 def truth(pool, running, computed):
@@ -109,11 +130,11 @@ def test_at_every_recorded_step_the_table_equals_the_pool(schedule):
     cells = Cells(trace)
     for number in range(trace.first, trace.end):  # forwards
         cells.seek(number)
-        assert cells.pool == trace.state(number)
+        assert_is(cells, trace.state(number))
         assert same(seen(cells), noted[number])
     for number in (rng.randrange(trace.first, trace.end) for _ in range(12)):  # to and fro
         cells.seek(number)
-        assert cells.pool == trace.state(number)
+        assert_is(cells, trace.state(number))
         assert same(seen(cells), noted[number])
 
 
@@ -128,13 +149,97 @@ def test_it_follows_a_storm_live(seed):
         cells = next(cells for sim, cells in tables if sim is self)
         checked(self)
         cells.seek(self.core.trace.end - 1)
-        assert cells.pool.references == self.pool.references
+        assert [len(cells.holders(block)) for block in range(cells.num_blocks)] == self.pool.references
         assert {b for b, k in enumerate(cells.kinds) if k & CACHED} == set(self.pool.cached)
 
     checked = Simulation.check
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Simulation, "check", follow)
         storm(seed, 30)
+
+
+class Holders:
+    """Sequences that take, share, fill, copy, and let go of a pool's blocks at random, or see it emptied and resized; each time a record."""
+
+    def __init__(self, seed, capacity):
+        self.random = random.Random(seed)
+        self.pool = BlockPool(12, 2)
+        self.trace = Trace(self.pool, capacity)
+        self.running = {}
+        self.ids = itertools.count()
+
+    def act(self):
+        for _ in range(self.random.randrange(1, 4)):
+            getattr(self, self.random.choice(["take", "take", "take", "share", "seal", "copy", "end", "end", "forget", "resize"]))()
+        events = self.pool.take_events()
+        self.trace.add(StepRecord(self.trace.end, float(self.trace.end), events=events), self.pool, self.running)
+
+    def anyone(self, fork=False):
+        if fork or not self.running or self.random.random() < 0.3:
+            self.running[next(self.ids) + 65_530] = SimpleNamespace(blocks=[])
+        return self.random.choice(list(self.running.items()))
+
+    def take(self):
+        uid, sequence = self.anyone()
+        if self.pool.num_free:
+            sequence.blocks.append(self.pool.take(uid))
+
+    def share(self):
+        uid, sequence = self.anyone(fork=True)
+        found = [block for block, digest in enumerate(self.pool.hashes) if digest is not None and block not in sequence.blocks]
+        for block in self.random.sample(found, min(2, len(found))):
+            self.pool.share(block, uid)
+            sequence.blocks.append(block)
+
+    def seal(self):
+        _, sequence = self.anyone()
+        for block in sequence.blocks[:2]:
+            self.pool.seal(block, self.random.randbytes(8))
+
+    def copy(self):
+        uid, sequence = self.anyone()
+        if sequence.blocks and self.pool.num_free and self.pool.must_copy(sequence.blocks[-1]):
+            sequence.blocks[-1] = self.pool.copy_on_write(sequence.blocks[-1], uid)
+
+    def end(self):
+        uid, sequence = self.anyone()
+        for block in reversed(sequence.blocks):
+            self.pool.free(block, uid)
+        del self.running[uid]
+
+    def forget(self):
+        if self.random.random() < 0.3:
+            self.pool.forget()
+
+    def resize(self):
+        if self.random.random() < 0.2:
+            while self.running:
+                self.end()
+            self.pool.resize(self.random.randrange(6, 20))
+            self.trace.num_blocks = self.pool.num_blocks
+
+
+@given(st.integers(0, 10**9), st.sampled_from([8, 16, 4096]), st.sampled_from([1, 3, 256]))
+@settings(max_examples=120)
+def test_followed_live_looked_back_at_and_followed_again_it_is_the_pool_whatever_became_of_that(seed, capacity, far):
+    holders = Holders(seed, capacity)
+    trace, rng = holders.trace, random.Random(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nbengine.widgets.followed_pool.FAR", far)
+        cells = Cells(trace)
+        for _ in range(60):
+            for _ in range(rng.choice([1, 1, 2, 12, 40])):
+                holders.act()
+            cells.seek(trace.end - 1)
+            assert_is(cells, PoolState.of(holders.pool, holders.running))
+            if rng.random() < 0.3:
+                number = rng.randrange(trace.first, trace.end)
+                cells.seek(number)
+                assert_is(cells, trace.state(number))
+                fresh = Cells(trace)
+                fresh.seek(number)
+                assert cells.encode()["totals"]["held"] == fresh.encode()["totals"]["held"]
+    assert trace.first > 0 or capacity > 1000
 
 
 def test_a_table_that_forgets_an_event_is_caught():
@@ -199,6 +304,34 @@ def test_a_pool_of_many_blocks_is_summarised_by_its_shares():
     totals = cells.totals()
     assert totals["held"] == each * 100
     assert totals["slots"] == 100 * (each * 16 - 3)
+
+
+@given(st.integers(0, 10**6), st.integers(2, 5))
+@settings(max_examples=40)
+def test_cells_for_several_blocks_say_what_those_for_one_do(seed, most):
+    holders = Holders(seed, 64)
+    for _ in range(30):
+        holders.act()
+    cells = Cells(holders.trace)
+    cells.seek(holders.trace.end - 1)
+    size, single = cells.trace.block_size, seen(cells)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nbengine.widgets.cells.MOST_CELLS", 1)
+        patch.setattr("nbengine.widgets.cells.GROUPED_CELLS", most)
+        state = cells.encode()
+        group = cells.group
+    count = -(-cells.num_blocks // group)
+    owners = np.frombuffer(state["data"][: 2 * count], np.uint16)
+    shares = np.frombuffer(state["data"][2 * count :], np.uint8).reshape(5, count)
+    for cell in range(count):
+        blocks = single[cell * group : (cell + 1) * group]
+        mine = {owner for kind, owner, _ in blocks if kind & HELD}
+        assert int(owners[cell]) == (SEVERAL if len(mine) > 1 else next(iter(mine), 0))
+        parts = [sum(1 for kind, _, _ in blocks if kind & flag) / len(blocks) for flag in (HELD, SHARED, COPIED, CACHED)]
+        parts.append(sum(slots for kind, _, slots in blocks if kind & HELD) / (len(blocks) * size))
+        for share, part in zip(shares[:, cell].tolist(), parts, strict=True):
+            assert abs(share - 255 * part) <= 1
+            assert (share == 0, share == 255) == (part == 0, part == 1)
 
 
 def test_ten_thousand_blocks_have_a_cell_each():

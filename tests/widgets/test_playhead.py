@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import time
 import weakref
+from itertools import chain, repeat
 
 import pytest
 
 from nbengine import Engine, SamplingParams
-from nbengine.widgets.playhead import Playhead
+from nbengine.widgets.playhead import SHARE, Playhead
 from nbengine.widgets.view import View
 
 LONG = SamplingParams(max_tokens=600, ignore_eos=True, temperature=0)
@@ -64,6 +65,29 @@ def test_a_view_moves_while_the_engine_runs_and_at_most_ten_times_a_second(engin
     request.cancel()
     until(lambda: engine.status == "idle")
     until(lambda: view.frame["steps"] == engine.trace.end)
+
+
+class Costly(Counting):
+    """Keeps the processor busy in each update, or in one."""
+
+    def __init__(self, source, costs):
+        self.costs = costs
+        super().__init__(source)
+
+    def state(self):
+        until = time.thread_time() + next(self.costs)
+        while time.thread_time() < until:
+            pass
+        return super().state()
+
+
+@pytest.mark.parametrize(("costs", "seldom"), [([0, 0.05], False), ([0.01] * 100, True)])
+def test_an_update_that_is_costly_once_holds_nothing_up_but_costly_ones_come_seldom(fresh_engine, until, costs, seldom):
+    view = Costly(fresh_engine, chain(costs, repeat(0)))
+    seen(view)
+    fresh_engine.submit("Once upon a time", SamplingParams(max_tokens=200, ignore_eos=True))
+    until(lambda: view.updates >= 3)
+    until(lambda: (view.playhead._ticker.seconds >= SHARE * 0.01) == seldom)
 
 
 def test_nothing_is_sent_when_nobody_looks_or_nothing_changes(engine, until):
