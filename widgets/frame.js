@@ -135,7 +135,7 @@ export function buildFrame({ model, el }, title, draw) {
   const saved = model.get("layout")?.comm_live === false;
   const still = coverOf(model.get("still"));
   if (saved)
-    el.style.display = "none"; // until it is known that there is anything to draw
+    el.classList.add("nbengine-empty"); // until it is known that there is anything to draw
   else document.head.append(still);
 
   const say = (/** @type {Record<string, any>} */ message) => model.send({ place, ...message });
@@ -217,7 +217,7 @@ export function buildFrame({ model, el }, title, draw) {
     if (!frame.moment) return;
     if (saved) {
       document.head.append(still);
-      el.style.display = "";
+      el.classList.remove("nbengine-empty");
     }
     show(frame.moment);
     trouble.textContent = frame.trouble ?? "";
