@@ -197,14 +197,15 @@ def shaped(folder: Path, shape: str) -> str:
 def machine(device: str) -> dict:
     import torch
 
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    from nbengine.bench.results import commit
+
     return {
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit,
+        "commit": commit(),
     }
 
 

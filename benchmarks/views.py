@@ -172,8 +172,12 @@ def medians(found: dict[str, list[Any]]) -> dict[str, float]:
 
 def described(front_end: FrontEnd, model: str, count: int) -> dict[str, Any]:
     """What was measured on what."""
-    device, blocks = front_end.run("", "(str(engine.info.device), engine.trace.num_blocks)")
-    return {"model": model, "device": device, "cpu": platform.processor() or platform.machine(), "requests": count, "blocks": blocks}
+    from nbengine.bench.results import commit
+
+    device, blocks = front_end.run("import torch", "(str(engine.info.device), engine.trace.num_blocks)")
+    card = front_end.run("", "torch.cuda.get_device_name()") if device.startswith("cuda") else platform.processor() or platform.machine()
+    about = {"date": datetime.now(UTC).date().isoformat(), "commit": commit(), "requests": count, "blocks": blocks}
+    return {"model": Path(model).name, "device": device, "card": card, **about}
 
 
 def synthetic(count: int, blocks: int, every: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """How often Python looks through all its objects for garbage. While nobody has put that off, all is as the user has it.
 
-A full collection stops every thread, for a tenth of a second where torch is imported, and many short requests bring it about. The
-small ones, which find almost all there is, go on; so does `gc.collect()`.
+A full collection stops every thread, for a tenth of a second where torch is imported, and many short requests, or a view that follows
+them, bring it about. The small ones, which find almost all there is, go on; so does `gc.collect()`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import threading
 SELDOM = 1000  # collections of the middle generation between two full ones; CPython's default is 10
 
 _lock = threading.Lock()
-_open = 0  # servers that are open; the thresholds are the process's, and so must these be
+_wishes = 0  # engines that work and servers that are open; the thresholds are the process's, and so must these be
 _usual = (0, 0, 0)  # the user's thresholds
 _set = (0, 0, 0)  # what was set in their place
 
 
 def put_off() -> None:
     """Full collections come seldom, until as many have called `allow`."""
-    global _open, _usual, _set  # noqa: PLW0603 - see there
+    global _wishes, _usual, _set  # noqa: PLW0603 - see there
     with _lock:
-        _open += 1
-        if _open == 1:
+        _wishes += 1
+        if _wishes == 1:
             young, middle, full = _usual = gc.get_threshold()
             _set = (young, middle, max(full, SELDOM))
             gc.set_threshold(*_set)
@@ -30,8 +30,8 @@ def put_off() -> None:
 
 def allow() -> None:
     """As before, unless the user has set other thresholds meanwhile."""
-    global _open  # noqa: PLW0603 - see there
+    global _wishes  # noqa: PLW0603 - see there
     with _lock:
-        _open -= 1
-        if not _open and gc.get_threshold() == _set:
+        _wishes -= 1
+        if not _wishes and gc.get_threshold() == _set:
             gc.set_threshold(*_usual)

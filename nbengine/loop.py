@@ -12,7 +12,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from nbengine import switch_interval
+from nbengine import collector, switch_interval
 from nbengine.bell import Reply
 from nbengine.core import EngineCore, NewRequest
 from nbengine.errors import DeviceLostError, EngineClosedError, EngineDeadError, EnginePausedError, NBEngineError, without_frames
@@ -110,6 +110,7 @@ class EngineLoop:
         if working != self._working:
             self._working = working
             (switch_interval.begin if working else switch_interval.end)()
+            (collector.put_off if working else collector.allow)()
 
     def _let_go(self, reason: NBEngineError) -> None:
         """Tell everybody who waits, and release what the thread holds."""

@@ -1,12 +1,13 @@
-"""Full collections of garbage come seldom while a server is open, and are the user's again when it is closed."""
+"""Full collections of garbage come seldom while an engine works or a server is open, and are the user's again after that."""
 
 from __future__ import annotations
 
 import gc
+import time
 
 import pytest
 
-from nbengine import collector
+from nbengine import SamplingParams, collector
 
 USUAL = (700, 11, 7)
 SEEN_BY_NOBODY = (500, 5, 5)
@@ -53,6 +54,18 @@ def test_a_server_puts_them_off_until_it_is_closed(engine):
         assert gc.get_threshold()[2] == collector.SELDOM
         one.close()
         assert gc.get_threshold() == USUAL
+    assert gc.get_threshold() == USUAL
+
+
+def test_an_engine_puts_them_off_while_it_works(engine):
+    request = engine.submit("Once upon a time", SamplingParams(max_tokens=500, ignore_eos=True))
+    next(iter(request))
+    assert gc.get_threshold()[2] == collector.SELDOM
+    request.cancel()
+    request.wait()
+    deadline = time.monotonic() + 5
+    while gc.get_threshold() != USUAL and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert gc.get_threshold() == USUAL
 
 
