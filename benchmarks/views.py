@@ -15,6 +15,7 @@ import platform
 import statistics
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def run():
 """
 SYNTHETIC = """
 import sys
+from datetime import UTC, datetime
 sys.path.insert(0, {here!r})
 from synthetic_views import Load
 
