@@ -45,6 +45,7 @@ def test_they_move_while_a_cell_runs(notebook, views, magic):
     view = views[magic]
     cell = notebook.start(RUN)
     view.scroll_into_view_if_needed()
+    expect(cell.prompt).to_have_text("[*]:")
     places = set()
     while cell.running:
         places.add(view.locator(".nbengine-scrub").input_value())
