@@ -22,7 +22,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Tests speak of the CPU, on a machine with a GPU too, and Triton's kernels are interpreted there, unless `-m gpu` asks for the others."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        os.environ["TRITON_INTERPRET"] = "1"  # Triton asks when it is imported, whoever does that first, and each time that it meets a kernel
+        os.environ["TRITON_INTERPRET"] = (
+            "1"  # Triton asks when it is imported, whoever does that first, and each time that it meets a kernel
+        )
 
 
 settings.register_profile("default", deadline=None, derandomize=True)  # a run that failed fails again

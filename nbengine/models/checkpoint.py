@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nbengine.errors import CheckpointError, nearest
+from nbengine.models.read_ahead import ReadAhead
 from nbengine.models.weight_files import INDEX, weight_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 DTYPES = {
     "F64": torch.float64,
@@ -34,7 +36,6 @@ DTYPES = {
 # What different exports put before the same tensor's name; the empty one first.
 PREFIXES = ("", "model.", "language_model.", "model.language_model.", "language_model.model.", "transformer.", "base_model.model.")
 CHUNK = 32 << 20  # bytes per copy: progress moves and an interrupt gets in between two of them
-AHEAD = 4 * CHUNK  # how far the disk reads on while a chunk is copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Checkpoint:
                     )
                 self._tensors[name] = stored[name]
         self._maps: dict[Path, mmap.mmap] = {}
+        self._ahead = ReadAhead(())
 
     def names(self) -> list[str]:
         return list(self._tensors)
@@ -97,6 +99,13 @@ class Checkpoint:
     def file(self, name: str) -> Path:
         return self._tensors[self.resolve(name)].file
 
+    @contextmanager
+    def reading_ahead(self, names: Iterable[str]) -> Iterator[None]:
+        """Meanwhile have the disk read on while a GPU is copied to, if these are read in about this order."""
+        found = [self._tensors[name] for name in map(self._find, names) if name is not None]
+        with ReadAhead((tensor.file, tensor.begin, tensor.end) for tensor in found) as self._ahead:
+            yield
+
     def read_into(self, name: str, destination: torch.Tensor, *, axis: int | None = None, start: int = 0) -> None:
         """Fill `destination` (any device, any float dtype) with the tensor, or with its slice from `start` along `axis`.
 
@@ -109,7 +118,7 @@ class Checkpoint:
         """As read_into, a few megabytes at a time: yields the bytes of `destination` filled by each step."""
         stored = self._tensors[self.resolve(name)]
         wanted = tuple(destination.shape)
-        whole = source = self._view(stored)
+        source = self._view(stored)
         if axis is not None:
             rest = tuple(size for place, size in enumerate(wanted) if place != axis)
             stored_rest = tuple(size for place, size in enumerate(stored.shape) if place != axis)
@@ -124,8 +133,8 @@ class Checkpoint:
                 f"{name} in {stored.file} has shape {list(stored.shape)}, and the model needs {list(wanted)}: {WRONG_CONFIG}"
             )
         for read, filled in _chunks(source, destination):
-            self._read_on(stored, read.data_ptr() - whole.data_ptr())
             filled.copy_(read)
+            self._ahead.taken += read.nbytes
             yield filled.nbytes
 
     def ties_head(self, embedding: str = "model.embed_tokens.weight", head: str = "lm_head.weight") -> bool:
@@ -147,13 +156,6 @@ class Checkpoint:
         bare = {name.removeprefix(prefix) for prefix in PREFIXES}
         candidates = (prefix + stem for prefix in PREFIXES for stem in sorted(bare, key=len))
         return next((candidate for candidate in candidates if candidate in self._tensors), None)
-
-    def _read_on(self, stored: StoredTensor, offset: int) -> None:
-        """Have the disk read what comes after this place in a tensor and its chunk, and will most likely be asked for next."""
-        pages = self._maps.get(stored.file)
-        begin = (stored.begin + offset + AHEAD) // mmap.PAGESIZE * mmap.PAGESIZE
-        if pages is not None and begin < len(pages) and hasattr(pages, "madvise"):
-            pages.madvise(mmap.MADV_WILLNEED, begin, min(CHUNK, len(pages) - begin))
 
     def _view(self, stored: StoredTensor) -> torch.Tensor:
         """The tensor where it lies in the mapped file; its pages are read when they are copied."""

@@ -6,6 +6,7 @@ import math
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,17 +45,24 @@ def load_weights(
     try:
         if progress is not None:
             progress("loading weights", 0, total)
-        for weight, shape in zip(weights, shapes, strict=True):
-            loaded[weight.name] = torch.empty(shape, dtype=dtype, device=device)
-            for filled in _fill(weight, loaded[weight.name], checkpoint, rank, world_size):
-                done += filled
-                if progress is not None:
-                    progress("loading weights", done, total)
+        sources = [source for weight in weights for source in weight.sources]
+        with checkpoint.reading_ahead(sources) if _reads_ahead(device) else nullcontext():
+            for weight, shape in zip(weights, shapes, strict=True):
+                loaded[weight.name] = torch.empty(shape, dtype=dtype, device=device)
+                for filled in _fill(weight, loaded[weight.name], checkpoint, rank, world_size):
+                    done += filled
+                    if progress is not None:
+                        progress("loading weights", done, total)
     except BaseException as error:
         loaded.clear()
         traceback.clear_frames(error.__traceback__)  # a notebook keeps the last traceback, and its frames would keep the weights
         raise
     return loaded
+
+
+def _reads_ahead(device: torch.device | str) -> bool:
+    """Copies within main memory leave the disk no time to be idle in, and need the processor's cores."""
+    return torch.device(device).type == "cuda"
 
 
 def dummy_weights(weights: Iterable[WeightSpec], device: torch.device | str, dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:
