@@ -43,7 +43,7 @@ def test_they_appear(notebook, views):
 @pytest.mark.parametrize("magic", ["blocks", "timeline", "dashboard"])
 def test_they_move_while_a_cell_runs(notebook, views, magic):
     view = views[magic]
-    cell = notebook.start(RUN)
+    cell = notebook.start(RUN.replace("-m 300", "-m 490 -n 6"))  # seconds long
     view.scroll_into_view_if_needed()
     expect(cell.prompt).to_have_text("[*]:")
     places = set()
