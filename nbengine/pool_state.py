@@ -41,40 +41,8 @@ class PoolState:
         return state
 
     def apply(self, events: Iterable[tuple[Any, ...]]) -> None:
-        """Follow the events of a record. The usual ones are here, and not in methods of their own: they come by thousands a second."""
-        references, hashes, blank, cached, tables = self.references, self.hashes, self.blank, self.cached, self.tables
-        for event in events:
-            kind = event[0]
-            if kind == "take":
-                _, block, uid = event
-                taken = blank.pop()
-                assert taken == block
-                references[block] = 1
-                if uid in tables:
-                    tables[uid].append(block)
-                else:
-                    tables[uid] = [block]
-            elif kind == "seal":
-                hashes[event[1]] = event[2]
-            elif kind == "free":
-                _, block, uid = event
-                table = tables[uid]
-                dropped = table.pop()
-                assert dropped == block
-                if not table:
-                    del tables[uid]
-                left = references[block] = references[block] - 1
-                if left:
-                    continue
-                if self.copied:
-                    self.copied.pop(block, None)
-                if hashes[block] is None:
-                    blank.append(block)
-                else:
-                    cached[block] = None
-            else:
-                getattr(self, f"_{kind}")(*event[1:])
-                references, hashes, blank, cached, tables = self.references, self.hashes, self.blank, self.cached, self.tables
+        for kind, *arguments in events:
+            getattr(self, f"_{kind}")(*arguments)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -85,6 +53,12 @@ class PoolState:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+    def _take(self, block: int, uid: int) -> None:
+        assert self.blank[-1] == block
+        self.blank.pop()
+        self.references[block] = 1
+        self.tables.setdefault(uid, []).append(block)
 
     def _evict(self, block: int) -> None:
         del self.cached[block]
@@ -102,6 +76,23 @@ class PoolState:
         table[table.index(source)] = target
         self.copied[target] = source
         table[-1] = source  # the "free" that follows takes it away
+
+    def _seal(self, block: int, digest: bytes) -> None:
+        self.hashes[block] = digest
+
+    def _free(self, block: int, uid: int) -> None:
+        table = self.tables[uid]
+        assert table[-1] == block
+        table.pop()
+        if not table:
+            del self.tables[uid]
+        self.references[block] -= 1
+        if self.references[block] == 0:
+            self.copied.pop(block, None)
+            if self.hashes[block] is None:
+                self.blank.append(block)
+            else:
+                self.cached[block] = None
 
     def _resize(self, num_blocks: int) -> None:
         self.__init__(num_blocks)  # type: ignore[misc] # all of it is as new

@@ -49,7 +49,7 @@ class StepGraphs:
 
     def shape_for(self, rows: int, tokens: int) -> tuple[int, int] | None:
         """The rows and tokens that any other step is padded to; None where it is too large for a graph to pay."""
-        if rows > self.rows[-1] or not self.tokens or tokens > self.tokens[-1]:
+        if rows > self.rows[-1]:
             return None
         padded = self.rows[bisect_left(self.rows, rows)]
         at = bisect_left(self.tokens, max(tokens, padded + 1))  # as many tokens as rows mean one token a row

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nbengine.trace_rows import KnownRows
+from nbengine.trace_rows import KnownRows, decodes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,7 +119,7 @@ class Columns:
         if not record.uids:  # controls act between steps
             self.num_blocks = next((event[1] for event in reversed(record.events) if event[0] == "resize"), self.num_blocks)
         places = {record.uids[i]: i for i in (range(len(record.uids)) if unsettled is None else unsettled)}
-        tokens, prefill = record.num_tokens, sum([record.counts[i] for i in places.values() if not _decodes(trace, record, i)])
+        tokens, prefill = record.num_tokens, sum([record.counts[i] for i in places.values() if not decodes(trace, record, i)])
         self._evicted.update(record.preempted)  # before the admissions: it may be among them
         asked, found = self._looked_up(trace, record, places) if record.admitted else (0, 0)
         gaps, waited = self._gaps(trace, record, places, end, of_all=unsettled is None)
@@ -237,12 +237,6 @@ def _origin(trace: Trace, first: StepRecord) -> float:
     """The first arrival where the trace begins with the first step, else the oldest record's time."""
     arrivals = [info.arrival for info in list(trace.sequences.values()) if info.arrival] if first.step == 0 else []
     return min([first.time, *arrivals])
-
-
-def _decodes(trace: Trace, record: StepRecord, row: int) -> bool:
-    """Whether it goes on from a token of its own, in place of computing a prompt or what a preemption lost."""
-    info = trace.sequences.get(record.uids[row])
-    return record.counts[row] == 1 and (info is None or record.starts[row] >= info.prompt_len)
 
 
 def _ends_prompt(trace: Trace, record: StepRecord, row: int) -> bool:

@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 FEW = 32  # rows; to look up more one by one costs as much as to note the places of all
 
 
+def decodes(trace: Trace, record: StepRecord, row: int) -> bool:
+    """Whether a row goes on from a token of its own, in place of computing a prompt or what a preemption lost."""
+    info = trace.sequences.get(record.uids[row])
+    return record.counts[row] == 1 and (info is None or record.starts[row] >= info.prompt_len)
+
+
 class Rows:
     """Follows the records of a trace, one after the other, at the cost of what changes from one to the next.
 
@@ -30,10 +36,10 @@ class Rows:
         """
         places = self._places(record)
         if places is None:
-            self._unsettled = {record.uids[i] for i in range(len(record.uids)) if not self._settled(record, i)}
+            self._unsettled = {record.uids[i] for i in range(len(record.uids)) if not decodes(self._trace, record, i)}
         else:
             for i in places:
-                if self._settled(record, i):
+                if decodes(self._trace, record, i):
                     self._unsettled.discard(record.uids[i])
                 else:
                     self._unsettled.add(record.uids[i])
@@ -69,10 +75,6 @@ class Rows:
             if uid in self._expected:
                 self._expected.remove(uid)
             self._unsettled.discard(uid)
-
-    def _settled(self, record: StepRecord, i: int) -> bool:
-        info = self._trace.sequences.get(record.uids[i])
-        return record.counts[i] == 1 and (info is None or record.starts[i] >= info.prompt_len)
 
 
 class KnownRows(Rows):

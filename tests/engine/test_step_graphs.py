@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbengine.step_graphs import MIXED_ROWS, StepGraphs, paying_tokens
+from nbengine.step_graphs import MIXED_ROWS, MIXED_TOKENS, StepGraphs, paying_tokens
 
 
 @given(max_rows=st.integers(1, 1500), mixed_tokens=st.integers(0, 3000), data=st.data())
@@ -13,10 +13,11 @@ def test_every_step_fits_the_shape_that_it_is_padded_to(max_rows, mixed_tokens, 
     assert rows <= graphs.size_for(rows) <= max_rows
     tokens = data.draw(st.integers(rows, 3000))
     shape = graphs.shape_for(rows, tokens)
-    if shape is None:
-        assert rows > graphs.rows[-1] or tokens > max([*graphs.tokens, 0]) or max(MIXED_ROWS) >= max([*graphs.tokens, 0])
-    else:
-        assert rows <= shape[0] <= max_rows
+    padded = min((size for size in MIXED_ROWS if rows <= size <= max_rows), default=None)
+    room = max((size for size in MIXED_TOKENS if size <= mixed_tokens), default=0)
+    assert (shape is None) == (padded is None or max(tokens, padded + 1) > room)
+    if shape is not None:
+        assert shape[0] == padded
         assert max(tokens, shape[0] + 1) <= shape[1] <= mixed_tokens  # as many tokens as rows would be a step of one token a row
         assert shape[1] <= max(2 * tokens, 2 * (shape[0] + 1), 16)
 

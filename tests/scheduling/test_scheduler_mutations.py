@@ -9,7 +9,6 @@ from kv_model import storm
 
 from nbengine.blocks import BlockPool
 from nbengine.plan import Plan
-from nbengine.pool_state import PoolState
 from nbengine.prefix import PrefixCache
 from nbengine.scheduler import GROUP, Scheduler
 
@@ -246,15 +245,20 @@ def test_the_order_in_which_blocks_are_freed_is_no_fault(monkeypatch):
 
     release = Scheduler._release
     monkeypatch.setattr(Scheduler, "_release", mutant)
-    monkeypatch.setattr(PoolState, "apply", applied_with_blocks_freed_anywhere)
+    monkeypatch.setattr("nbengine.trace.PoolState._free", free_anywhere)
     storms(40)
 
 
-def applied_with_blocks_freed_anywhere(self, events, apply=PoolState.apply):
+def free_anywhere(self, block, uid):
     """As PoolState does it, for blocks that are not freed last first."""
-    for event in events:
-        if event[0] == "free":
-            _, block, uid = event
-            self.tables[uid].remove(block)
-            self.tables[uid].append(block)
-        apply(self, [event])
+    table = self.tables[uid]
+    table.remove(block)
+    if not table:
+        del self.tables[uid]
+    self.references[block] -= 1
+    if self.references[block] == 0:
+        self.copied.pop(block, None)
+        if self.hashes[block] is None:
+            self.blank.append(block)
+        else:
+            self.cached[block] = None

@@ -29,6 +29,12 @@ class Connection:
     """Nothing but itself."""
 
 
+async def turns(count):
+    """Let the loop go round so often."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
 def in_a_loop(test, queued=None):
     async def main():
         loop = asyncio.get_running_loop()
@@ -62,8 +68,7 @@ def test_one_that_comes_alone_waits_for_a_few_turns_and_no_timer():
     async def test(take, queued, loop):
         loop.call_later = loop.call_at = None
         take.put([1], unwanted)
-        for _ in range(intake.QUIET + 1):
-            await asyncio.sleep(0)
+        await turns(intake.QUIET + 1)
         assert queued.messages == [[1]]
 
     in_a_loop(test)
@@ -81,8 +86,7 @@ def test_whoever_has_connected_is_waited_for_but_not_for_long():
         take.put([2], unwanted)
         await asyncio.sleep(0.05)
         take.put([3], unwanted)  # the silent one is expected no more
-        for _ in range(intake.QUIET + 1):
-            await asyncio.sleep(0)
+        await turns(intake.QUIET + 1)
         assert queued.messages == [[1, 2], [3]]
         assert queued.times[0] - began >= intake.NEWCOMER
 
@@ -104,8 +108,7 @@ def test_whoever_is_sending_is_waited_for_longer(monkeypatch):
             await asyncio.sleep(0)
         take.heard(slow)
         take.put([2], unwanted)
-        for _ in range(intake.QUIET + 1):
-            await asyncio.sleep(0)
+        await turns(intake.QUIET + 1)
         assert queued.messages == [[1, 2]]
 
     in_a_loop(test)
@@ -118,14 +121,12 @@ def test_when_the_last_newcomer_has_spoken_nobody_is_waited_for():
         take.expect(other)
         take.heard(one)
         take.put([1], unwanted)
-        for _ in range(3 * intake.QUIET):
-            await asyncio.sleep(0)
+        await turns(3 * intake.QUIET)
         assert not queued.messages
         loop.call_later = None
         take.heard(other)
         take.put([2], unwanted)
-        for _ in range(intake.QUIET + 1):
-            await asyncio.sleep(0)
+        await turns(intake.QUIET + 1)
         assert queued.messages == [[1, 2]]
 
     in_a_loop(test)
@@ -135,8 +136,7 @@ def test_a_connection_that_is_gone_is_not_waited_for():
     async def test(take, queued, loop):
         take.expect(Connection())
         take.put([1], unwanted)
-        for _ in range(intake.QUIET + 1):
-            await asyncio.sleep(0)
+        await turns(intake.QUIET + 1)
         assert queued.messages == [[1]]
 
     in_a_loop(test)
