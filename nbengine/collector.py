@@ -29,9 +29,15 @@ def put_off() -> None:
 
 
 def allow() -> None:
-    """As before, unless the user has set other thresholds meanwhile."""
+    """As before, unless the user has set other thresholds meanwhile; a full collection that was put off is made here.
+
+    Else it would soon be made in the main thread, where an interrupt that comes while garbage is cleared away is lost.
+    """
     global _wishes  # noqa: PLW0603 - see there
     with _lock:
         _wishes -= 1
-        if not _wishes and gc.get_threshold() == _set:
+        restores = not _wishes and gc.get_threshold() == _set
+        if restores:
             gc.set_threshold(*_usual)
+    if restores and gc.isenabled() and 0 < _usual[2] <= gc.get_count()[2]:
+        gc.collect()

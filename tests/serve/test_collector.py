@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 
 import pytest
@@ -45,6 +46,48 @@ def test_a_user_who_has_them_more_seldom_keeps_that():
     assert gc.get_threshold() == (700, 11, 10 * collector.SELDOM)
     collector.allow()
     assert gc.get_threshold() == (700, 11, 10 * collector.SELDOM)
+
+
+def full_collections(run):
+    """The threads in which full collections are made meanwhile."""
+    threads = []
+
+    def note(phase, info):
+        if phase == "start" and info["generation"] == 2:
+            threads.append(threading.current_thread())
+
+    gc.callbacks.append(note)
+    try:
+        run()
+    finally:
+        gc.callbacks.remove(note)
+    return threads
+
+
+def middle_ones(count):
+    for _ in range(count):
+        gc.collect(1)
+
+
+def test_one_that_was_put_off_is_made_by_who_lets_them():
+    """Not soon after in the main thread, where it would lose an interrupt."""
+    gc.collect()
+    collector.put_off()
+    assert not full_collections(lambda: middle_ones(USUAL[2] + 1))
+    assert full_collections(collector.allow) == [threading.current_thread()]
+    collector.put_off()
+    assert not full_collections(collector.allow)
+
+
+def test_none_is_made_for_a_user_who_wants_none():
+    gc.collect()
+    collector.put_off()
+    middle_ones(USUAL[2] + 1)
+    gc.disable()
+    try:
+        assert not full_collections(collector.allow)
+    finally:
+        gc.enable()
 
 
 def test_a_server_puts_them_off_until_it_is_closed(engine):
