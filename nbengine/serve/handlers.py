@@ -15,7 +15,7 @@ import nbengine
 from nbengine.errors import NBEngineError
 from nbengine.serve import asks
 from nbengine.serve.protocol import DetokenizeRequest, TokenizeRequest
-from nbengine.serve.refusal import Refusal, refusal_of
+from nbengine.serve.refusal import Refusal, own_fault, refusal_of
 
 if TYPE_CHECKING:
     from nbengine.serve.listener import Listener
@@ -159,7 +159,7 @@ def _of_tornado(status: int, error: BaseException | None) -> Refusal:
         return Refusal(405, "this method is not taken here: send GET or POST", code="method_not_allowed", headers={"Allow": "GET, POST"})
     if isinstance(error, HTTPError) and status < 500:
         return Refusal(status, error.log_message or "the request is wrong")
-    return Refusal(status, "the server met an error; its log says which", code="internal_error")
+    return own_fault(status)
 
 
 class NotFound(Handler):

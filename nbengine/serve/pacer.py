@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import traceback
 from collections import deque
 from collections.abc import Callable
 from time import perf_counter
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from nbengine.serve.refusal import own_fault
+
+if TYPE_CHECKING:
+    from nbengine.serve.refusal import Refusal
+
+log = logging.getLogger("nbengine.serve")
 SHARE = 0.05  # of its time that the front spends on streams before it lets tokens gather
 LONGEST = 0.05  # seconds that a token may wait for others to be sent with
 
@@ -20,6 +28,18 @@ class Listening(Protocol):
 
     def pump(self) -> None:
         """Take what is there; in the front's thread."""
+
+    def fail(self, refusal: Refusal) -> None:
+        """It cannot go on."""
+
+
+def serve(stream: Listening) -> None:
+    """Have it take what is there. An error on the way ends this one, and no other."""
+    try:
+        stream.pump()
+    except Exception:  # noqa: BLE001 - whoever waits for it is told
+        log.error("an answer could not be written:\n%s", traceback.format_exc())  # noqa: TRY400 - as text: a record keeps no frames
+        stream.fail(own_fault())
 
 
 class Pacer:
@@ -101,4 +121,4 @@ def _pump(streams: deque[Listening]) -> None:
     for _ in range(len(streams)):
         stream = streams.popleft()
         stream.fresh = False  # first this, then look: what comes in between rings again
-        stream.pump()
+        serve(stream)

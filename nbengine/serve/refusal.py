@@ -46,3 +46,8 @@ def refusal_of(error: NBEngineError) -> Refusal:
     if isinstance(error, RequestError):
         return Refusal(500, str(error), code="request_failed")
     return Refusal(503, str(error), code="engine_unavailable", headers={"Retry-After": "5"})
+
+
+def own_fault(status: int = 500) -> Refusal:
+    """What a client is told of an error of ours."""
+    return Refusal(status, "the server met an error; its log says which", code="internal_error")

@@ -11,6 +11,7 @@ import msgspec
 from nbengine.errors import NBEngineError
 from nbengine.serve.answers import Heading, prompt_entries, prompt_tokens, usage
 from nbengine.serve.logprobs import TokenNames, chat_logprobs, completion_logprobs
+from nbengine.serve.pacer import serve
 from nbengine.serve.refusal import refusal_of
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class Stream:
             self._finish()
         elif self._missed:
             self._missed = False
-            self.pump()
+            serve(self)
 
     def _finish(self) -> None:
         if not self.done.done():

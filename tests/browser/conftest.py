@@ -85,7 +85,7 @@ class Cell:
 
     @property
     def running(self) -> bool:
-        return "*" in self.prompt.inner_text()
+        return "*" in self.prompt.text_content()
 
     def grows(self) -> None:
         """Wait until more text stands in the output than now."""

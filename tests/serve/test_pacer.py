@@ -25,6 +25,18 @@ class Reader:
         self.begun = True
 
 
+class Broken:
+    """Cannot take what is there."""
+
+    fresh, begun, refusal = False, True, None
+
+    def pump(self):
+        raise ValueError("no template")
+
+    def fail(self, refusal):
+        self.refusal = refusal
+
+
 def test_no_ring_is_lost_whatever_the_threads_do(until):
     front = Front("front-under-test")
     pace = Pacer(front.loop)
@@ -110,6 +122,22 @@ def test_an_end_does_not_wait_for_others_to_be_sent_with(until):
         late.append(time.monotonic() - asked)
     assert min(late) < pacer.LONGEST / 4
     front.close()
+
+
+def test_an_error_ends_the_one_that_met_it_and_no_other(caplog):
+    async def main():
+        pace = Pacer(asyncio.get_running_loop())
+        for begun in (True, False):
+            broken, readers = Broken(), [Reader([1], begun) for _ in range(2)]
+            broken.begun = begun
+            for stream in (readers[0], broken, readers[1]):
+                pace.bell(stream)()
+            await asyncio.sleep(0.1)
+            assert [reader.pumps for reader in readers] == [1, 1]
+            assert broken.refusal.status_code == 500
+            assert "no template" in caplog.text
+
+    asyncio.run(main())
 
 
 def test_a_ring_after_the_loops_end_is_harmless():

@@ -135,6 +135,23 @@ def test_one_that_fails_ends_all_with_one_error(tokenizer):
     asyncio.run(main())
 
 
+def test_an_error_in_writing_what_came_while_a_client_was_slow_ends_it(tokenizer, monkeypatch):
+    async def main():
+        made, stream = make(tokenizer, 1, 1)
+        connection = Slow()
+        stream.begin(connection)
+        made[0].completions[0].put([100], None)
+        stream.pump()
+        made[0].completions[0].put([101], None)
+        stream.pump()  # the client has not taken the first
+        monkeypatch.setattr(stream, "frame", lambda choice: 1 / 0)
+        connection.take()
+        await asyncio.wait_for(stream.done, 5)
+        assert events(connection.data)[-1]["error"]["code"] == "internal_error"
+
+    asyncio.run(main())
+
+
 def test_nothing_is_written_before_there_is_a_token_unless_the_client_is_to_know(tokenizer):
     async def main():
         for told in (False, True):
