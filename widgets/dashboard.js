@@ -239,7 +239,7 @@ function render({ model, el }) {
   el.classList.add("nbengine-dashboard");
   frame.body.append(numbers, plot, strip.element, http, controls.element, note);
   plot.textContent = frame.saved
-    ? "The kernel brings what draws the charts; without it a picture shows them."
+    ? "The kernel brings what draws the charts. An exported notebook has a picture of them, and snapshot() of the view makes one."
     : "The charts are on their way.";
   strip.element.hidden = frame.saved;
 

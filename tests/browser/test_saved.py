@@ -107,7 +107,7 @@ def test_a_page_that_embeds_views_draws_them_without_a_kernel(show, shots, tmp_p
     expect(timeline.locator(".nbengine-batch li")).to_have_count(len(frames[1]["batch"]["rows"]))
     assert timeline.locator("canvas").evaluate(colours) > 3
     expect(board.locator(".nbengine-numbers").first).to_contain_text(frames[2]["numbers"][1][1])
-    expect(board.locator(".nbengine-charts")).to_contain_text("a picture shows them")
+    expect(board.locator(".nbengine-charts")).to_contain_text("snapshot() of the view makes one")
     expect(page.locator(".nbengine-compare canvas").first).to_be_visible()
     for view in (blocks, timeline, board):
         expect(view.locator(".nbengine-status").first).to_contain_text("saved, without its kernel")
