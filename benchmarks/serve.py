@@ -93,7 +93,7 @@ def measure(given: argparse.Namespace) -> dict:
         with engine.serve() as server, Clients(server, given) as client:
             for turn in range(given.rounds + 1):
                 for side in ("generate", "http") if turn % 2 else ("http", "generate"):
-                    asked = prompts(2 * turn + (side == "http"))
+                    asked = prompts(turn)
                     engine.reset_prefix_cache()
                     number, worked = engine.trace.end, front_s(engine)
                     if side == "generate":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -101,14 +101,26 @@ class ChatTemplate:
             raise ValueError(f"the chat template does not take these messages: {error}") from error
         return text if mark is None else mark.cut(text)
 
+    def unread_fields(self, message: Mapping[str, Any], chat_template: str | None = None) -> list[str]:
+        """Fields of a message that hold something, and that the template has no name for."""
+        template = self._compile(self.source(chat_template, tools=False))
+        if template.writes_whole_messages:
+            return []
+        return [name for name, value in message.items() if value not in (None, "", [], {}) and name not in template.fields]
+
     def _compile(self, source: str) -> _Compiled:
         if source not in self._compiled:
             try:
                 program, tree = self._environment.from_string(source), self._environment.parse(source)
             except jinja2.TemplateError as error:
                 raise ValueError(f"the chat template is no valid Jinja: {error}") from error
-            takes_parts = _goes_through_parts(tree)
-            self._compiled[source] = _Compiled(program, frozenset(meta.find_undeclared_variables(tree)), takes_parts)
+            self._compiled[source] = _Compiled(
+                program,
+                frozenset(meta.find_undeclared_variables(tree)),
+                _goes_through_parts(tree),
+                frozenset(_fields(tree)),
+                _writes_whole_messages(tree),
+            )
         return self._compiled[source]
 
 
@@ -119,6 +131,8 @@ class _Compiled:
     program: jinja2.Template
     reads: frozenset[str]  # names that it looks up
     takes_parts: bool  # whether it goes through a content's parts itself, when that is a list
+    fields: frozenset[str]  # every name by which it looks into anything
+    writes_whole_messages: bool  # without naming their fields
 
     def check_reads(self, names: Sequence[str]) -> None:
         """Refuse what the template would ignore."""
@@ -130,6 +144,26 @@ class _Compiled:
                     f"this chat template never reads {name!r}, so the model would not see it{nearest(name, options)}{known}: leave it out, "
                     "or pass a chat_template that has it"
                 )
+
+
+def _fields(tree: nodes.Template) -> Iterator[str]:
+    """`message.role`, `message['role']`, `message.get('role')`, `'role' in message`."""
+    yield from (one.attr for one in tree.find_all(nodes.Getattr))
+    yield from (one.value for one in tree.find_all(nodes.Const) if isinstance(one.value, str))
+
+
+def _writes_whole_messages(tree: nodes.Template) -> bool:
+    """Whether it filters a message itself (`message | tojson`), or goes through its fields (`message.items()`)."""
+    messages = {
+        target.name
+        for loop in tree.find_all(nodes.For)
+        if any("messages" in name.name for name in loop.iter.find_all(nodes.Name)) or "messages" in getattr(loop.iter, "name", "")
+        for target in (loop.target, *loop.target.find_all(nodes.Name))
+        if isinstance(target, nodes.Name)
+    }
+    filtered = {getattr(one.node, "name", None) for one in tree.find_all(nodes.Filter)}
+    gone_through = {getattr(one.node, "name", None) for one in tree.find_all(nodes.Getattr) if one.attr in {"items", "values", "keys"}}
+    return bool(messages & (filtered | gone_through))
 
 
 def _goes_through_parts(tree: nodes.Template) -> bool:

@@ -27,16 +27,14 @@ class Detokenizer:
     """
 
     __slots__ = (
+        "_before_end",
         "_context",
         "_decoder",
         "_fresh",
         "_given",
         "_held",
         "_include",
-        "_longest",
         "_min_tokens",
-        "_prefix_ends",
-        "_prefixes",
         "_pushed",
         "_stops",
         "stop_reason",
@@ -58,9 +56,7 @@ class Detokenizer:
         else:
             self._decoder = _PieceDecoder(pieces, prompt_ids)
         self._stops = tuple(dict.fromkeys(stop))
-        self._prefixes = frozenset(text[:size] for text in self._stops for size in range(1, len(text)))
-        self._prefix_ends = frozenset(prefix[-1] for prefix in self._prefixes)
-        self._longest = max(map(len, self._prefixes), default=0)
+        self._before_end = frozenset(character for text in self._stops for character in text[:-1])
         self._include = include_stop_str_in_output
         self._min_tokens = min_tokens
         self._pushed = 0
@@ -140,12 +136,17 @@ class Detokenizer:
 
     def _unfinished(self, text: str) -> int:
         """How many characters at the end may be the beginning of a stop string."""
-        if text[-1] not in self._prefix_ends:
+        if text[-1] not in self._before_end:
             return 0
-        for size in range(min(self._longest, len(text)), 0, -1):
-            if text[-size:] in self._prefixes:
-                return size
-        return 0
+        longest = 0
+        for stop in self._stops:
+            begin = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+            while 0 <= begin < len(text) - longest:
+                if stop.startswith(text[begin:]):
+                    longest = len(text) - begin
+                    break
+                begin = text.find(stop[0], begin + 1)
+        return longest
 
 
 class _PieceDecoder:

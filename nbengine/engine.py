@@ -211,6 +211,11 @@ class Engine:
                 f"the prompt has {len(tokens)} tokens, more than max_num_batched_tokens={self.info.max_num_batched_tokens} takes in one step: "
                 "set enable_chunked_prefill=True or raise max_num_batched_tokens"
             )
+        if params.min_tokens > room:
+            raise ValueError(
+                f"min_tokens={params.min_tokens}, and beside the {len(tokens)} tokens of the prompt max_model_len={self.info.max_model_len} "
+                f"has room for {room}: lower min_tokens or raise max_model_len"
+            )
         return len(tokens) + (room if params.max_tokens is None else min(params.max_tokens, room))
 
     # ── control ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -241,6 +246,11 @@ class Engine:
     def resume(self) -> None:
         """Go on after `pause()`."""
         self._mailbox.ask("resume")
+
+    @property
+    def policy(self) -> Policy:
+        """What decides who runs next."""
+        return self._scheduler.policy
 
     def use(self, *, policy: str | Policy | type[Policy] | None = None, ops: Mapping[str, str | Callable[..., Any]] | None = None) -> None:
         """Exchange the scheduling policy or implementations of ops while it runs; an op is checked against its reference first."""

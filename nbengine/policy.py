@@ -181,6 +181,11 @@ def checked(policy: Policy, blame: Blame) -> Policy:
     return policy if type(policy) in policies.values() else CheckedPolicy(policy, blame)
 
 
+def heeds_priority(policy: Policy) -> bool:
+    """Whether a request's priority may change anything: in this file for one of them, and a user's own may read it."""
+    return type(policy) is PriorityPolicy or type(policy) not in policies.values()
+
+
 def policy_named(policy: str | Policy | type[Policy]) -> Policy:
     """A policy by name, class or instance."""
     if isinstance(policy, Policy):

@@ -141,7 +141,9 @@ class Edits:
             self.forbidden[_index(params.allowed_token_ids, device)] = False
         bias = params.logit_bias or {}
         self.bias_ids, self.bias = _index(list(bias), device), torch.tensor(list(bias.values()), dtype=torch.float32, device=device)
-        self.bad_words = params._bad_words_ids  # noqa: SLF001  (the sampler is what they were resolved for)
+        bad_words = params._bad_words_ids  # noqa: SLF001  (the sampler is what they were resolved for)
+        self.never = _index([ids[0] for ids in bad_words if len(ids) == 1], device)
+        self.bad_words = [ids for ids in bad_words if len(ids) > 1]
         self.processors = [(f, takes_prompt(f)) for f in params.logits_processors or ()]
         self.seen: _Seen | None = None
         if penalties and has_penalties(params):
@@ -150,7 +152,11 @@ class Edits:
     @property
     def always(self) -> bool:
         """Whether there is more to do than to hold back the stop tokens of the first min_tokens."""
-        return self.forbidden is not None or self.seen is not None or bool(len(self.bias) or self.bad_words or self.processors)
+        return (
+            self.forbidden is not None
+            or self.seen is not None
+            or bool(len(self.bias) or len(self.never) or self.bad_words or self.processors)
+        )
 
     def append(self, token: int) -> None:
         self.output.append(token)
@@ -165,6 +171,8 @@ class Edits:
             x[self.stops] = -torch.inf
         if len(self.bias):
             x[self.bias_ids] += self.bias
+        if len(self.never):
+            x[self.never] = -torch.inf
         for *start, last in self.bad_words:
             if self.output[len(self.output) - len(start) :] == start:
                 x[last] = -torch.inf

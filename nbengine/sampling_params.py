@@ -17,6 +17,8 @@ from nbengine.errors import nearest
 
 MOST_OUTPUTS = 16384  # of one request
 LONGEST_STOP = 1000  # characters of a stop string
+MOST_STOPS = 64  # stop strings: each is looked for at each token
+MOST_BAD_WORDS = 1024
 GREEDY_BELOW = 1e-5  # a temperature under this means: take the most likely token
 
 # Names of vLLM, old and new, that are not built: the values that change nothing, and what to do instead of the others.
@@ -219,7 +221,15 @@ class SamplingParams:
         self.stop = _strings("stop", [self.stop] if isinstance(self.stop, str) else self.stop)
         if any(len(stop) > LONGEST_STOP for stop in self.stop):
             raise ValueError(f"a stop string must have at most {LONGEST_STOP} characters: its first ones are enough to stop at")
+        if len(self.stop) > MOST_STOPS:
+            raise ValueError(
+                f"stop holds {len(self.stop)} strings, and at most {MOST_STOPS} are looked for: send fewer, or use stop_token_ids"
+            )
         self.bad_words = _strings("bad_words", self.bad_words)
+        if len(self.bad_words) > MOST_BAD_WORDS:
+            raise ValueError(
+                f"bad_words holds {len(self.bad_words)} words, and at most {MOST_BAD_WORDS} are taken: send fewer, or ban tokens with logit_bias"
+            )
         self.stop_token_ids = list(dict.fromkeys(_ids("stop_token_ids", self.stop_token_ids)))
         if self.allowed_token_ids is not None:
             self.allowed_token_ids = _ids("allowed_token_ids", self.allowed_token_ids)

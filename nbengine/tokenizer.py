@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 OTHER_FORMATS = ("*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken", "tokenization_*.py")  # transformers reads these
 
+LONG = 10_000  # characters or tokens: with so much to do, the interpreter's lock is left to others meanwhile, as batches do
+
 
 class Tokenizer:
     """A model's tokenizer and chat template.
@@ -67,6 +69,8 @@ class Tokenizer:
             raise TypeError(f"a text prompt must be a string, not {type(text).__name__}; pass token ids as prompt_token_ids")
         if self.backend is None:
             return self._hf.encode(text, add_special_tokens=add_special_tokens)
+        if len(text) > LONG:
+            return self.encode_batch([text], add_special_tokens)[0]
         return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
@@ -77,7 +81,10 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         if self.backend is None:
             return self._hf.decode(list(ids), skip_special_tokens=skip_special_tokens)
-        return self.backend.decode(ids if isinstance(ids, list) else list(ids), skip_special_tokens=skip_special_tokens)
+        ids = ids if isinstance(ids, list) else list(ids)
+        if len(ids) > LONG:
+            return self.backend.decode_batch([ids], skip_special_tokens=skip_special_tokens)[0]
+        return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def token_text(self, token_id: int) -> str:
         """One token as text, special ones by name: what stands beside a log-probability."""
@@ -110,6 +117,10 @@ class Tokenizer:
             chat_template=chat_template,
             **kwargs,
         )
+
+    def unread_fields(self, message: Mapping[str, Any], chat_template: str | None = None) -> list[str]:
+        """What a message holds and the template never looks at."""
+        return self._templates.unread_fields(message, chat_template)
 
     @property
     def chat_template(self) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -272,3 +273,18 @@ def test_a_token_costs_less_than_a_few_microseconds(byte_level):
             detokenizer.push(number)
         best = min(best, time.perf_counter() - start)
     assert best / len(ids) < 4e-6  # about 0.2e-6 on an idle machine
+
+
+def test_many_long_stop_strings_cost_little_memory_and_time(byte_level):
+    stops = [f"{number} {'ab' * 490}" for number in range(64)]
+    ids = byte_level.encode("0 " + "ab" * 480)
+    tracemalloc.start()
+    many = [Detokenizer(byte_level, stop=stops) for _ in range(100)]
+    used = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert used < 2e6
+    began = time.perf_counter()
+    for number in ids:
+        many[0].push(number)
+    assert many[0].text == ""  # all of it may be the beginning of one
+    assert (time.perf_counter() - began) / len(ids) < 2e-3  # about 0.05e-3 on an idle machine

@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
+import nbengine
 from nbengine.errors import CheckpointError, ModelNotFoundError
 from nbengine.tokenizer import Tokenizer
 
@@ -347,6 +350,22 @@ def test_what_a_template_never_reads_is_refused_with_what_it_does_read(tmp_path)
         tokenizer.apply_chat_template(CHAT, chat_template="{% for %}")
 
 
+@pytest.mark.parametrize(
+    ("template", "unread"),
+    [
+        (CHATML, ["name"]),
+        ("{% for m in messages %}{{ m.role }}{{ m['content'] }}{{ m.get('name') }}{% endfor %}", []),
+        ("{% for m in messages[1:] %}{{ m | tojson }}{% endfor %}", []),
+        ("{% for m in messages %}{% for key, value in m.items() %}{{ value }}{% endfor %}{% endfor %}", []),
+        ("{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}{% for t in tools %}{{ t | tojson }}{% endfor %}", ["name"]),
+    ],
+)
+def test_what_a_template_never_reads_of_a_message_is_told(tmp_path, template, unread):
+    tokenizer = Tokenizer.from_folder(byte_level(tmp_path, template=CHATML))
+    message = {"role": "user", "content": "Hi", "name": "Ada", "audio": None, "annotations": []}
+    assert tokenizer.unread_fields(message, template) == unread
+
+
 def test_a_missing_template_says_what_to_do(tmp_path):
     tokenizer = Tokenizer.from_folder(sentencepiece_like(tmp_path))
     assert tokenizer.chat_template is None
@@ -393,6 +412,30 @@ def test_damaged_files_are_named(tmp_path):
 def test_a_prompt_that_is_no_string_is_refused(tmp_path):
     with pytest.raises(TypeError, match="prompt_token_ids"):
         Tokenizer.from_folder(byte_level(tmp_path)).encode([1, 2])
+
+
+def test_a_long_text_leaves_the_interpreter_to_others_meanwhile():
+    tokenizer = Tokenizer.from_folder(Path(nbengine.__file__).parent / "tales")
+    text = " ".join(f"The fox and the {number} crows." for number in range(60_000))
+    gaps, ended = [0.0], threading.Event()
+
+    def watch():
+        last = time.perf_counter()
+        while not ended.is_set():
+            time.sleep(0.001)
+            gaps.append(time.perf_counter() - last)
+            last += gaps[-1]
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    began = time.perf_counter()
+    ids = tokenizer.encode(text)
+    took = time.perf_counter() - began
+    assert tokenizer.decode(ids) == text
+    ended.set()
+    watching.join()
+    assert max(gaps) < took / 2  # two hundredths on an idle machine
+    assert ids == tokenizer.backend.encode(text).ids
 
 
 def test_padding_and_truncation_stored_with_the_tokenizer_are_ignored(tmp_path):

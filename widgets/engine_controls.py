@@ -22,7 +22,7 @@ def settings(engine: Engine | None) -> dict[str, Any] | None:
     if engine is None:
         return None
     stats, info = engine.stats(), engine.info
-    policy = type(engine._scheduler.policy)  # noqa: SLF001 - shown as it is now
+    policy = type(engine.policy)
     requests = dict.fromkeys([one.request_id for one in list(engine.trace.sequences.values()) if one.last_step == sys.maxsize])
     return {
         "requests": list(requests)[:LISTED],

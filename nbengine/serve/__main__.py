@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     logging.basicConfig(level=given.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for name in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, _stop)
+        if signal.getsignal(name) is not signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(name, _stop)
     try:
         options = ServeOptions.of(**serve_values(given))
         serve(given.model, config_values(given), options)

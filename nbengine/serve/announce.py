@@ -37,10 +37,18 @@ class Announcement(TypedDict):
     secret: str  # sent as `Authorization: Bearer`
     models: list[str]
     state: State
+    engine: NotRequired[str]  # the same for two servers of one engine
 
 
 def write(
-    *, secret: str, models: list[str], state: State = "ready", url: str | None = None, socket: str | None = None, file: Path | None = None
+    *,
+    secret: str,
+    models: list[str],
+    engine: str = "",
+    state: State = "ready",
+    url: str | None = None,
+    socket: str | None = None,
+    file: Path | None = None,
 ) -> Path:
     """Announce a server of this process, or (with `file`) say something new of it; where that stands."""
     assert (url is None) != (socket is None), "a server is at a URL or at a socket"
@@ -51,6 +59,7 @@ def write(
         "kernel_id": kernel_id(),
         "secret": secret,
         "models": models,
+        "engine": engine,
         "state": state,
     }
     if url is not None:

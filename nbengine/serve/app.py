@@ -38,6 +38,23 @@ def application(listener: Listener) -> Application:
     return Application([(path, handler, {"listener": listener}) for path, handler in ROUTES], **settings)
 
 
+class _NoHeaders(logging.Filter):
+    """Leaves out what tornado quotes of a request that it cannot read: it may be the header with the key."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if str(record.msg).startswith("Malformed HTTP message"):
+            record.msg, record.args = "Malformed HTTP message", ()
+        return True
+
+
+NO_HEADERS = _NoHeaders()
+
+
+def log_no_headers() -> None:
+    """From now on, whatever the level of tornado's log."""
+    logging.getLogger("tornado.general").addFilter(NO_HEADERS)
+
+
 def _log(handler: RequestHandler) -> None:
     """One line at debug level: no header, no body."""
     user = getattr(handler, "user", None)

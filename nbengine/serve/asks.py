@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbengine.errors import nearest
+from nbengine.policy import heeds_priority
 from nbengine.prompts import chat_prompt
-from nbengine.serve.protocol import UNBUILT, ChatRequest, CompletionRequest, Sampled, TokenizeRequest
+from nbengine.serve.protocol import UNBUILT, ChatRequest, CompletionRequest, DetokenizeRequest, Sampled, TokenizeRequest
 from nbengine.serve.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -66,12 +67,17 @@ def _refused_field(message: str, struct: Any) -> Refusal:
     if (unknown := UNKNOWN_FIELD.search(message)) is not None:
         name, where = unknown[1], unknown[2] or ""
         hint = "" if where else nearest(name, struct.__struct_fields__)
-        return Refusal(400, f"unknown field {name!r}{f' in {where}' if where else ''}{hint}", param=name, code="unknown_field")
+        return Refusal(
+            400, f"unknown field {name!r}{f' in {where}' if where else ''}{hint}", param=_first(where) or name, code="unknown_field"
+        )
     found = AT_FIELD.search(message) or MISSING_FIELD.search(message)
     param = found[1] if found else None
-    if param is not None:
-        param = re.split(r"[.\[]", param)[0] or None
-    return Refusal(400, message.replace("`", "'").replace(" - at '$.", ", at '"), param=param, code="invalid_type")
+    return Refusal(400, message.replace("`", "'").replace(" - at '$.", ", at '"), param=_first(param or ""), code="invalid_type")
+
+
+def _first(path: str) -> str | None:
+    """The field of the body that a place in it belongs to."""
+    return re.split(r"[.\[]", path)[0] or None
 
 
 def refuse_unbuilt(body: Any) -> None:
@@ -85,12 +91,10 @@ def refuse_unbuilt(body: Any) -> None:
         if not any(value == same and isinstance(value, bool) == isinstance(same, bool) for same in neutral):
             raise Refusal(400, f"{name} is not supported: {advice}", param=name, code="unsupported_field")
     response_format = getattr(body, "response_format", None)
-    if response_format is not None and response_format.type != "text":
+    if response_format is not None and (response_format.type != "text" or response_format.json_schema is not None):
+        kind = "json_schema" if response_format.type == "text" else response_format.type
         raise Refusal(
-            400,
-            f"response_format {response_format.type!r} is not supported yet: only 'text' is",
-            param="response_format",
-            code="unsupported_field",
+            400, f"response_format {kind!r} is not supported yet: only 'text' is", param="response_format", code="unsupported_field"
         )
 
 
@@ -184,6 +188,17 @@ def _conversation(engine: Engine, body: ChatRequest | TokenizeRequest) -> Any:
     for name in ("messages", "tools", "chat_template", "documents", "add_generation_prompt", "continue_final_message"):
         if name in extra:
             raise Refusal(400, f"chat_template_kwargs holds {name}, which has a field of its own", param="chat_template_kwargs")
+    if "tokenizer" in extra:
+        raise Refusal(400, "chat_template_kwargs holds tokenizer, which no template reads", param="chat_template_kwargs")
+    tokenizer = engine.get_tokenizer()
+    for place, message in enumerate(body.messages or []):
+        for name in naming_fields((), lambda: tokenizer.unread_fields(message, engine.config.chat_template), otherwise="messages"):  # noqa: B023
+            raise Refusal(
+                400,
+                f"messages[{place}] has {name!r}, which this model's chat template never reads, so the model would not see it: leave it out",
+                param="messages",
+                code="unsupported_field",
+            )
     goes_on = bool(body.continue_final_message)
     options: dict[str, Any] = {
         "continue_final_message": goes_on,
@@ -193,12 +208,13 @@ def _conversation(engine: Engine, body: ChatRequest | TokenizeRequest) -> Any:
         **extra,
     }
     prompt = naming_fields(
-        ("continue_final_message", "add_generation_prompt", "documents"),
-        lambda: chat_prompt(engine.get_tokenizer(), body.messages or [], **options),
+        ("continue_final_message", "add_generation_prompt", "documents", *extra),
+        lambda: chat_prompt(tokenizer, body.messages or [], **options),
         otherwise="messages",
+        renamed=dict.fromkeys(extra, "chat_template_kwargs"),
     )
     if body.add_special_tokens:
-        prompt["prompt_token_ids"] = engine.get_tokenizer().encode(prompt["prompt"])
+        prompt["prompt_token_ids"] = tokenizer.encode(prompt["prompt"])
     return prompt
 
 
@@ -224,6 +240,15 @@ def tokens_of(engine: Engine, body: TokenizeRequest) -> list[int]:
     return list(naming_fields((), lambda: engine.get_tokenizer().encode(text, add_special_tokens=special), otherwise="prompt"))
 
 
+def text_of(engine: Engine, body: DetokenizeRequest) -> str:
+    """The text of token ids."""
+    size = engine.info.vocab_size
+    outside = next((token for token in body.tokens if not 0 <= token < size), None)
+    if outside is not None:
+        raise Refusal(400, f"tokens hold {outside}, and this vocabulary has {size} tokens", param="tokens", code="invalid_value")
+    return engine.get_tokenizer().decode(body.tokens, skip_special_tokens=False)
+
+
 # ── what they share ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -242,6 +267,8 @@ def _check_sampled(body: Sampled) -> None:
     if options is not None:
         if not body.stream:
             raise Refusal(400, "stream_options needs stream=true", param="stream_options", code="invalid_value")
+        if options.continuous_usage_stats and not options.include_usage:
+            raise Refusal(400, "continuous_usage_stats needs include_usage=true", param="stream_options", code="invalid_value")
         if options.include_obfuscation:
             raise Refusal(400, "include_obfuscation is not supported: leave it out", param="stream_options", code="unsupported_field")
     for token, bias in (body.logit_bias or {}).items():
@@ -273,6 +300,13 @@ def _params(engine: Engine, body: Sampled) -> SamplingParams:
 def _prepared(
     engine: Engine, prompts: list[Any], params: SamplingParams, body: Sampled, *, otherwise: str, renamed: dict[str, str] | None = None
 ) -> list[Request]:
+    if body.priority and not heeds_priority(engine.policy):
+        raise Refusal(
+            400,
+            "priority changes nothing under this engine's scheduling policy: leave it out, or load the engine with scheduling_policy='priority'",
+            param="priority",
+            code="unsupported_field",
+        )
     fields = [*SAME_NAMES, "max_tokens", "logprobs", "priority"]
     result: list[Request] = naming_fields(
         fields, lambda: engine.prepare(prompts, params, body.priority or 0), otherwise=otherwise, renamed=renamed

@@ -11,7 +11,7 @@ import msgspec
 
 from nbengine.serve import asks
 from nbengine.serve.answers import Heading, answer
-from nbengine.serve.handlers import LONG, Handler
+from nbengine.serve.handlers import Handler
 from nbengine.serve.protocol import ChatRequest, CompletionRequest
 from nbengine.serve.stream import Stream
 from nbengine.waiting import cancel_all
@@ -99,14 +99,8 @@ class Generation(Handler):
         return (len(prompt) if several else 1) * max(1, body.n or 1)
 
     async def _asked(self, body: Sampled) -> Asked:
-        listener, ask = self.listener, type(self).ask
-
-        def prepare() -> Asked:
-            return ask(listener.engine(), body)
-
-        if len(self.body) <= LONG:
-            return prepare()
-        return await listener.front.loop.run_in_executor(listener.preparing, prepare)
+        ask = type(self).ask
+        return await self.worked_on(lambda engine: ask(engine, body), awake=True)
 
     async def _answer(self, asked: Asked, heading: Heading) -> None:
         self.waiting = whole = Whole(asked)
@@ -121,7 +115,7 @@ class Generation(Handler):
             request.raise_error()
         told = answer(asked, heading, self.listener.engine(awake=False).get_tokenizer())
         self.listener.traffic.sent(0, told["usage"]["completion_tokens"])
-        self.tell(told)
+        await self.tell_all(told)
 
     async def _stream(self, asked: Asked, heading: Heading) -> None:
         listener = self.listener
@@ -139,7 +133,7 @@ class Generation(Handler):
                 self.left = True
         finally:
             listener.traffic.active_streams -= 1
-            listener.streams.discard(stream)
+            listener.watched.discard(stream)
         if not self.left:
             self.finish()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,11 +19,13 @@ from nbengine.serve.protocol import DetokenizeRequest, TokenizeRequest
 from nbengine.serve.refusal import Refusal, own_fault, refusal_of
 
 if TYPE_CHECKING:
+    from nbengine.engine import Engine
     from nbengine.serve.listener import Listener
 
 log = logging.getLogger("nbengine.serve")
 JSON = "application/json"
 DRAINED, DRAINED_AT_LEAST = 8, 64 << 20  # times the largest body, bytes: as much of one that is too large is read, and dropped
+PIECE = 64 << 10  # bytes of an answer that are written at a time
 LONG = 20_000  # bytes of a body that is worked on in a thread of its own
 
 
@@ -106,6 +109,35 @@ class Handler(RequestHandler):
         self.listener.traffic.sent(len(data))
         self.finish(data)
 
+    async def tell_all(self, what: Any) -> None:
+        """Answer with JSON of any size, a piece at a time: a client that takes nothing of it is let go."""
+        data = msgspec.json.encode(what)
+        if len(data) <= PIECE:
+            self.listener.traffic.sent(len(data))
+            self.finish(data)
+            return
+        self.set_header("Content-Length", len(data))
+        sending = _Sending(self)
+        self.listener.watch(sending)
+        try:
+            for begin in range(0, len(data), PIECE):
+                piece = data[begin : begin + PIECE]
+                self.write(piece)
+                await self.flush()
+                self.listener.traffic.sent(len(piece))
+                sending.written = monotonic()
+        except StreamClosedError:
+            return  # the client left, or was let go
+        finally:
+            self.listener.watched.discard(sending)
+
+    async def worked_on(self, function: Callable[[Engine], Any], *, awake: bool = False) -> Any:
+        """What it gives for the engine, in a thread of its own when there is much to do."""
+        listener = self.listener
+        if len(self.body) <= LONG:
+            return function(listener.engine(awake=awake))
+        return await listener.front.loop.run_in_executor(listener.preparing, lambda: function(listener.engine(awake=awake)))
+
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = (kwargs.get("exc_info") or (None, None, None))[1]
         refusal = refusal_of(error) if isinstance(error, NBEngineError) else error
@@ -151,6 +183,26 @@ class Handler(RequestHandler):
 
     def compute_etag(self) -> str | None:
         return None
+
+
+class _Sending:
+    """A whole answer on its way, watched as a stream is."""
+
+    waits = True  # for the client, from the first piece to the last
+
+    def __init__(self, handler: Handler) -> None:
+        self.written = monotonic()
+        self._handler = handler
+
+    def open(self) -> None:
+        """Its headers have gone out."""
+
+    def ping(self) -> None:
+        """It is not silent."""
+
+    def stall(self) -> None:
+        """The client has taken nothing for too long: let go of it."""
+        self._handler.request.connection.stream.close()  # type: ignore[union-attr]
 
 
 def _of_tornado(status: int, error: BaseException | None) -> Refusal:
@@ -243,35 +295,19 @@ class Tokenize(Handler):
         body: TokenizeRequest = self.read(self.decoder)
         self.listener.name_of(body.model)
         asks.refuse_unbuilt(body)
-        tokens = await self.worked_on(lambda engine: asks.tokens_of(engine, body))
-        engine = self.listener.engine(awake=False)
-        told = {"count": len(tokens), "max_model_len": engine.info.max_model_len, "tokens": tokens, "token_strs": None}
-        if body.return_token_strs:
-            tokenizer = engine.get_tokenizer()
-            told["token_strs"] = [tokenizer.token_text(token) for token in tokens]
-        self.tell(told)
 
-    async def worked_on(self, function: Any) -> Any:
-        """What it gives for the engine, in a thread of its own when there is much to do."""
-        listener = self.listener
-        if len(self.body) <= LONG:
-            return function(listener.engine(awake=False))
-        return await listener.front.loop.run_in_executor(listener.preparing, lambda: function(listener.engine(awake=False)))
+        def work(engine: Engine) -> dict[str, Any]:
+            tokens = asks.tokens_of(engine, body)
+            texts = [engine.get_tokenizer().token_text(token) for token in tokens] if body.return_token_strs else None
+            return {"count": len(tokens), "max_model_len": engine.info.max_model_len, "tokens": tokens, "token_strs": texts}
+
+        await self.tell_all(await self.worked_on(work))
 
 
 class Detokenize(Handler):
     decoder = msgspec.json.Decoder(DetokenizeRequest)
 
-    def on_post(self) -> None:
+    async def on_post(self) -> None:
         body: DetokenizeRequest = self.read(self.decoder)
         self.listener.name_of(body.model)
-        engine = self.listener.engine(awake=False)
-        outside = [token for token in body.tokens if not 0 <= token < engine.info.vocab_size]
-        if outside:
-            raise Refusal(
-                400,
-                f"tokens hold {outside[0]}, and this vocabulary has {engine.info.vocab_size} tokens",
-                param="tokens",
-                code="invalid_value",
-            )
-        self.tell({"prompt": engine.get_tokenizer().decode(body.tokens, skip_special_tokens=False)})
+        await self.tell_all({"prompt": await self.worked_on(lambda engine: asks.text_of(engine, body))})

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic, time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from nbengine import collector
 from nbengine.errors import NBEngineError
@@ -22,6 +22,7 @@ from nbengine.serve import announce
 from nbengine.serve.intake import ExpectingServer, Intake
 from nbengine.serve.pacer import Listening, Pacer
 from nbengine.serve.refusal import Refusal
+from nbengine.serve.unix_socket import OwnPath, bind_path
 
 if TYPE_CHECKING:
     from tornado.httpserver import HTTPServer
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from nbengine.serve.generation import Generation
     from nbengine.serve.latency import Latency
     from nbengine.serve.serve_options import ServeOptions
-    from nbengine.serve.stream import Stream
     from nbengine.serve.traffic import Traffic
 
 log = logging.getLogger("nbengine.serve")
@@ -42,6 +42,22 @@ SILENCE = 10.0  # seconds after which a stream gets a comment
 PATIENCE = 2.0  # seconds that what runs gets to end when a server is closed
 BACKLOG = 1024  # connections that may come at once
 MOST_PREPARING = 2  # threads for long prompts
+
+
+class Watched(Protocol):
+    """What a client is being sent."""
+
+    written: float  # when it last took something, or was sent it
+    waits: bool  # for the client
+
+    def open(self) -> None:
+        """Nothing has been sent for PROMISE seconds."""
+
+    def ping(self) -> None:
+        """Nothing has been sent for SILENCE seconds."""
+
+    def stall(self) -> None:
+        """The client has taken nothing for as long as it may."""
 
 
 class Listener:
@@ -58,7 +74,7 @@ class Listener:
         self.intake = Intake(front.loop, lambda requests: self.engine(awake=False).queue(requests))
         self.pacer = Pacer(front.loop)
         self.preparing = ThreadPoolExecutor(MOST_PREPARING, thread_name_prefix=f"prompts-of-{front.name}")
-        self.streams: set[Stream] = set()
+        self.watched: set[Watched] = set()
         self.running: set[Generation] = set()  # what is being answered
         self.created = time()
         self.url: str | None = None
@@ -68,6 +84,9 @@ class Listener:
         self._file: Path | None = None
         self._writing = threading.Lock()  # the announcement
         self._server: HTTPServer | None = None
+        self._sockets: list[socket.socket] = []
+        self._path: OwnPath | None = None  # of the Unix socket
+        self._over = threading.Event()  # closing it is
         self._looking = False
         self._opening = False
         self._puts_off = False  # full collections of garbage
@@ -87,21 +106,23 @@ class Listener:
             raise
 
     def _listen(self) -> None:
-        from tornado.netutil import bind_sockets, bind_unix_socket
+        from tornado.netutil import bind_sockets
 
-        from nbengine.serve.app import application
+        from nbengine.serve.app import application, log_no_headers
 
         options = self.options
         try:
             if options.uds is not None:
-                sockets = [bind_unix_socket(options.uds, mode=0o600, backlog=BACKLOG)]
+                bound, self._path = bind_path(options.uds, BACKLOG)
+                self._sockets = [bound]
             else:
-                sockets = bind_sockets(options.port, options.host, backlog=BACKLOG)
+                self._sockets = bind_sockets(options.port, options.host, backlog=BACKLOG)
         except OSError as error:
             where = options.uds or f"{options.host}:{options.port}"
-            raise OSError(
-                f"cannot listen at {where}: {error.strerror or error}; choose another port, or port=0 for any that is free"
-            ) from None
+            other = "choose another path" if options.uds else "choose another port, or port=0 for any that is free"
+            raise OSError(f"cannot listen at {where}: {error.strerror or error}; {other}") from None
+        sockets = self._sockets
+        log_no_headers()
         server = ExpectingServer(
             application(self),
             max_header_size=64 << 10,
@@ -123,7 +144,13 @@ class Listener:
             if self.closed:
                 return
             self._file = announce.write(
-                secret=self.secret, models=list(self.names), state=self._state, url=self.url, socket=self.options.uds, file=self._file
+                secret=self.secret,
+                models=list(self.names),
+                engine=self.traffic.engine_id,
+                state=self._state,
+                url=self.url,
+                socket=self.options.uds,
+                file=self._file,
             )
 
     @property
@@ -144,22 +171,37 @@ class Listener:
         return self._file
 
     def close(self) -> None:
-        """Stop listening and end what is being answered. Harmless when it is closed; from any thread."""
+        """Stop listening and end what is being answered. Harmless when it is closed, or is being: then it waits for the end of that,
+        but in the front's thread. From any thread.
+        """
         with self._writing:
-            if self.closed:
-                return
-            self.closed = True
-            if self._file is not None:
+            first, self.closed = not self.closed, True
+            if first and self._file is not None:
                 announce.remove(self._file)
+        if not first:
+            if not self.front.is_current:
+                self._over.wait(PATIENCE + 1.0)
+            return
+        try:
+            self._end_all()
+        finally:
+            self._over.set()
+
+    def _end_all(self) -> None:
         if self._puts_off:
             collector.allow()
         if self.front.is_current:
             self._stop()
         else:
-            with contextlib.suppress(NBEngineError):  # the front has ended before
-                self.front.run(self._end()).wait(PATIENCE + 1.0)
-        if self.options.uds is not None:
-            Path(self.options.uds).unlink(missing_ok=True)
+            ending = self._end()
+            try:
+                self.front.run(ending).wait(PATIENCE + 1.0)
+            except NBEngineError:  # the front has ended before
+                ending.close()
+        for one in self._sockets:
+            one.close()
+        if self._path is not None:
+            self._path.remove()
         self.preparing.shutdown(wait=False, cancel_futures=True)
 
     def _stop(self) -> None:
@@ -235,9 +277,9 @@ class Listener:
             for request in requests:
                 request.unlisten(bell, last_bell)
 
-    def watch(self, stream: Stream) -> None:
+    def watch(self, stream: Watched) -> None:
         """Keep it from being silent for long, and a client that takes nothing from staying for ever."""
-        self.streams.add(stream)
+        self.watched.add(stream)
         if not self._opening:
             self._opening = True
             self.front.loop.call_later(PROMISE, self._open_all)
@@ -247,18 +289,18 @@ class Listener:
 
     def _open_all(self) -> None:
         self._opening = False
-        for stream in list(self.streams):
+        for stream in list(self.watched):
             stream.open()
 
     def _look(self) -> None:
         now = monotonic()
-        for stream in list(self.streams):
+        for stream in list(self.watched):
             silent = now - stream.written
             if stream.waits:
                 if silent > self.options.stall_timeout:
                     stream.stall()
             elif silent > SILENCE:
                 stream.ping()
-        self._looking = bool(self.streams) and not self.closed
+        self._looking = bool(self.watched) and not self.closed
         if self._looking:
             asyncio.get_running_loop().call_later(LOOK, self._look)

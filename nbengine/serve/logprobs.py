@@ -57,7 +57,7 @@ def completion_logprobs(
         top: dict[str, float] = {}
         for other, value in [*list(zip(entry.ids, entry.values, strict=True))[1 : most + 1], (entry.ids[0], entry.values[0])]:
             top.setdefault(names(other), finite(value))
-        found["top_logprobs"].append(top if most else None)
+        found["top_logprobs"].append(top)
     return found
 
 

@@ -108,6 +108,7 @@ ANSWERS: dict[str, Schema] = {
     "Load": _object({"server_load": WHOLE}),
 }
 STREAMED = ("Completion", "ChatCompletion")
+EVENT = {"description": "one of the events: `data` is a chunk as JSON, of the last [DONE]", **_object({"data": STRING})}
 POSTS = (
     ("/v1/completions", CompletionRequest, "Completion", "Go on with a prompt"),
     ("/v1/chat/completions", ChatRequest, "ChatCompletion", "Answer a conversation"),
@@ -173,7 +174,7 @@ def description(names: tuple[str, ...] = ()) -> Schema:
 def _operation(path: str, about: str, answer: str | None) -> Schema:
     content = _json({"$ref": f"#/components/schemas/{answer}"})
     if answer in STREAMED:
-        content["text/event-stream"] = {"schema": STRING}
+        content["text/event-stream"] = {"schema": EVENT}
     name = path.strip("/").replace("/", "_").translate({ord(c): "" for c in "{}"})
     return {"operationId": name, "summary": about, "responses": {"200": {"description": about, "content": content}, **_errors(*ERRORS)}}
 

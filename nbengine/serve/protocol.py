@@ -33,8 +33,9 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     include_obfuscation: bool | None = None
 
 
-class ResponseFormat(msgspec.Struct, kw_only=True):
+class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     type: Annotated[str, known(enum=["text"])]
+    json_schema: Annotated[Any, known(enum=[None])] = None
 
 
 class Sampled(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

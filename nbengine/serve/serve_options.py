@@ -40,8 +40,8 @@ class ServeOptions:
         names = options.get("served_model_name")
         if isinstance(names, list):
             options["served_model_name"] = tuple(names)
-        if isinstance(options.get("uds"), Path):
-            options["uds"] = str(options["uds"])
+        if isinstance(uds := options.get("uds"), str | Path) and str(uds):
+            options["uds"] = str(Path(uds).absolute())  # a process elsewhere is told of it
         return cls(**options)
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class ServeOptions:
                 raise ValueError(f"{name} must be a number of seconds above 0, not {value!r}")
         if not isinstance(self.host, str) or not self.host:
             raise TypeError(f"host must be an address such as '127.0.0.1' or '0.0.0.0', not {self.host!r}")
-        if self.uds is not None and not isinstance(self.uds, str):
+        if self.uds is not None and not (isinstance(self.uds, str) and self.uds):
             raise TypeError(f"uds must be the path of a Unix socket, not {self.uds!r}")
         if self.api_key is not None:
             if not isinstance(self.api_key, str):

@@ -51,6 +51,6 @@ class Served:
     def close(self) -> int:
         """Close all; how many were open."""
         listening = [one for one in self.listeners if not one.closed]
-        for listener in listening:
+        for listener in self.listeners:  # one that somebody else is closing is waited for
             listener.close()
         return len(listening)

@@ -188,9 +188,9 @@ class Stream:
 
     # ── frames ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def frame(self, choice: dict[str, Any]) -> bytes:
+    def frame(self, choice: dict[str, Any], **beside: Any) -> bytes:
         """An event with one choice, for what does not fit into the usual one."""
-        event = {**self._heading.fields(chunk=True), "choices": [choice]}
+        event = {**self._heading.fields(chunk=True), "choices": [choice], **beside}
         if self._tells_usage:
             event["usage"] = usage(self.asked) if self._tells_usage_always else None
         return b"data: " + encode(event) + b"\n\n"
@@ -221,6 +221,7 @@ class _Choice:
         self._names = names
         self._tokens = 0  # told so far
         self._told_at: float | None = None  # the engine's clock at the last of them
+        self._begins = stream.asked.chat or bool(self._before and request.params.logprobs is None)  # with an event before any text
         self._offset = len(self._before)
         self._plain = stream.plain and completion.logprobs is None
         self._template = stream.template(self.index)
@@ -228,16 +229,14 @@ class _Choice:
     def first(self) -> bytes:
         """The event that comes before any text: whose answer it is, and what it goes on from."""
         asked = self._stream.asked
-        told: dict[str, Any] | None = None
-        if asked.chat:
-            told = {"delta": {"role": "assistant", "content": self._before}, "logprobs": None}
-        elif self._before and self.request.params.logprobs is None:
-            told = {"text": self._before, "logprobs": None}
-        if told is None:
+        if not self._begins:
             return b""
-        if asked.body.return_token_ids and not asked.chat:
-            told["prompt_token_ids"] = self.request.prompt_token_ids
-        return self._stream.frame({"index": self.index, **told, "finish_reason": None})
+        ids = {"prompt_token_ids": self.request.prompt_token_ids} if asked.body.return_token_ids else {}
+        told: dict[str, Any] = {"index": self.index, "logprobs": None, "finish_reason": None}
+        if not asked.chat:
+            return self._stream.frame({**told, "text": self._before, **ids})
+        told["delta"] = {"role": "assistant", "content": self._before}
+        return self._stream.frame(told, **({} if self.index else ids))
 
     def take(self, parts: list[bytes]) -> int:
         """Add the events of what is new, and tell how many tokens that is."""
@@ -288,6 +287,8 @@ class _Choice:
         told["finish_reason"] = None
         if asked.body.return_token_ids:
             told["token_ids"] = ids
+            if not self._begins and not self._tokens:
+                told["prompt_token_ids"] = self.request.prompt_token_ids
         return told
 
     def _time(self, new: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from time import monotonic
 from typing import Any
+from uuid import uuid4
 
 SECONDS = 10  # that a rate looks back
 WHAT = ("requests", "tokens", "bytes")
@@ -14,6 +15,7 @@ class Traffic:
     """Of all servers of one engine together."""
 
     def __init__(self) -> None:
+        self.engine_id = uuid4().hex  # tells whoever adds up what servers say that two of them have the same engine
         self.active_requests = 0  # HTTP requests that are being answered
         self.active_streams = 0  # those of them that are answered by events
         self.open_sequences = 0  # outputs that clients wait for

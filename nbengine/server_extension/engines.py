@@ -31,6 +31,7 @@ class Engine:
     host: str = ""
     port: int = 0
     socket: str | None = None
+    engine_id: str | None = None  # the same for two servers of one engine
 
     @property
     def short(self) -> str:
@@ -162,4 +163,5 @@ def _engine(file: Path, told: announce.Announcement) -> Engine | None:
         return None
     number = int(file.stem.rpartition("-")[2])
     models = tuple(str(model) for model in told["models"])
-    return Engine(kernel, number, told["pid"], models, told["state"], told["secret"], url.hostname or "", url.port or 0, socket)
+    at = (url.hostname or "", url.port or 0, socket)
+    return Engine(kernel, number, told["pid"], models, told["state"], told["secret"], *at, engine_id=told.get("engine"))

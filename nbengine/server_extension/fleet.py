@@ -63,7 +63,7 @@ class LoadHandler(FleetHandler):
     @may("read")
     async def get(self) -> None:
         found = [(engine, json.loads(answer.body)) for engine, answer in await self.ask("/load") if answer.status == 200]
-        loads = {(engine.kernel_id, engine.models): told["server_load"] for engine, told in found}  # two servers of an engine tell the same
+        loads = {engine.engine_id or engine: told["server_load"] for engine, told in found}  # two servers of an engine tell the same
         self.finish(json.dumps({"server_load": sum(loads.values())}))
 
 

@@ -235,9 +235,9 @@ def test_where_plotly_does_not_load_the_charts_are_pictures_that_move(notebook, 
         }"""
     )
     cell = notebook.run("pictures = %dashboard\npictures")
-    notebook.page.evaluate("() => { globalThis[Symbol.for('nbengine.plotly')] = window.plotlyBefore; }")
     picture = cell.box.locator(".nbengine-charts > svg")
     expect(picture).to_contain_text("KV cache")
+    notebook.page.evaluate("() => { globalThis[Symbol.for('nbengine.plotly')] = window.plotlyBefore; }")
     said = picture.locator("title").text_content()
     notebook.run(LOAD.format(count=2, output=20, seed=3) + "\nfor request in b.requests: request.result()")
     cell.box.scroll_into_view_if_needed()

@@ -72,6 +72,7 @@ PARAMS = {
 }
 
 FOR_THE_MODEL = {
+    "min_tokens above the room": ({"min_tokens": 100_000, "max_tokens": None}, ValueError, "min_tokens=100000, and beside .* has room for"),
     "stop token outside": ({"stop_token_ids": [320]}, ValueError, "stop_token_ids holds .320., outside this model's vocabulary of 320"),
     "allowed outside": ({"allowed_token_ids": [1, 1000]}, ValueError, "allowed_token_ids holds .1000."),
     "bias outside": ({"logit_bias": {400: 1.0}}, ValueError, "logit_bias holds .400."),

@@ -87,12 +87,13 @@ def test_an_engine_error_is_told_without_the_engines_frames(loaded):
 
 def test_rounds_of_load_and_unload_leave_memory_and_threads_flat(loaded):
     loaded.run("%engine unload")
-    rss = "int(open('/proc/self/statm').read().split()[1]) * 4096"
+    loaded.run("import ctypes")  # what the allocator keeps for later is given back first: it differs by the round
+    rss = "(ctypes.CDLL(None).malloc_trim(0), int(open('/proc/self/statm').read().split()[1]) * 4096)[1]"
     sizes = []
     for _ in range(12):
         loaded.run("%engine load tales --num-gpu-blocks-override 512")
         loaded.run("%%generate -m 4\nHello")
         loaded.run("%engine unload")
         sizes.append(loaded.value(rss))
-    assert sizes[-1] - sizes[7] < 30e6  # the allocator has its arenas by then
+    assert sizes[-1] - sizes[3] < 30e6
     assert loaded.value("[t.name for t in __import__('threading').enumerate() if t.name.startswith('nbengine')]") == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -112,8 +111,11 @@ def test_the_blocker_blocks(fresh: Callable[..., Any]) -> None:
     assert fresh(BLOCK + code, "IPython") == "IPython"
 
 
-def test_no_top_level_kernels_can_be_imported() -> None:
+def test_no_top_level_kernels_can_be_imported(fresh: Callable[..., Any]) -> None:
     """transformers looks for a package of that name: see kernels/README.md."""
-    assert find_spec("kernels") is None
-    assert find_spec("nbengine.kernels") is not None
-    assert find_spec("nbengine.widgets") is not None
+    code = """
+    import json
+    from importlib.util import find_spec
+    print(json.dumps([find_spec(name) is not None for name in ("kernels", "nbengine.kernels", "nbengine.widgets")]))
+    """
+    assert fresh(code) == [False, True, True]

@@ -151,11 +151,28 @@ def test_a_client_that_takes_nothing_costs_nothing_and_is_let_go(small, connect,
     body = json.dumps(body).replace(" ", "").encode()
     one.sendall(head(small, "/v1/completions", Content_Length=len(body)) + body)
     until(lambda: engine.stats()["num_running"] == 32)
-    until(lambda: any(stream.waits for stream in small._listener.streams))
+    until(lambda: any(stream.waits for stream in small._listener.watched))
     sent = engine.http_stats()["bytes_sent"]
     until(lambda: engine.stats()["num_running"] == 0, timeout=30)
     assert engine.http_stats()["bytes_sent"] - sent < 100_000
-    assert not small._listener.streams
+    assert not small._listener.watched
+
+
+@pytest.mark.parametrize(("path", "body"), [("/tokenize", {"prompt": "fox " * 400_000}), ("/detokenize", {"tokens": [100] * 2_000_000})])
+def test_a_whole_answer_that_nobody_takes_is_let_go(engine, connect, until, path, body):
+    body = json.dumps(body).encode()
+    with engine.serve(stall_timeout=1.0, max_body_size=32 << 20) as server:
+        one = connect(server, SO_RCVBUF=2048)
+        one.sendall(head(server, path, Content_Length=len(body)) + body)
+        until(lambda: server._listener.watched, timeout=60)
+        until(lambda: not server._listener.watched, timeout=30)
+        assert httpx.get(f"{server.url}/version", headers={"Authorization": f"Bearer {server.api_key}"}).status_code == 200
+
+
+def test_a_large_answer_comes_whole(server, http):
+    text = "Once upon a time there was a fox. " * 40_000
+    tokens = http.post("/tokenize", json={"prompt": text}).json()["tokens"]
+    assert http.post("/detokenize", json={"tokens": tokens}).json()["prompt"] == text
 
 
 def test_a_slow_client_gets_everything_in_the_end(server, connect):

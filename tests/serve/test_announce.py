@@ -29,7 +29,7 @@ def test_what_is_written_is_found_and_private(runtime):
     [told] = announce.list_live()
     assert told == {
         "version": 1, "pid": os.getpid(), "started": announce.started(os.getpid()), "kernel_id": None,
-        "url": "http://127.0.0.1:1", "secret": "s", "models": ["tales"], "state": "ready",
+        "url": "http://127.0.0.1:1", "secret": "s", "models": ["tales"], "engine": "", "state": "ready",
     }  # fmt: skip
     announce.remove(file)
     announce.remove(file)

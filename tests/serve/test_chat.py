@@ -38,6 +38,9 @@ def test_events_together_are_the_whole_answer(http, stream, body):
     assert all(event["usage"] is None for event in found)
     for choice in whole["choices"]:
         own = [c for event in found for c in event["choices"] if c["index"] == choice["index"]]
+        assert [event["prompt_token_ids"] for event in found if "prompt_token_ids" in event] == (
+            [whole["prompt_token_ids"]] if "return_token_ids" in body else []
+        )
         assert own[0]["delta"] == {"role": "assistant", "content": ""}
         assert "".join(c["delta"].get("content", "") for c in own) == choice["message"]["content"]
         assert own[-1]["finish_reason"] == choice["finish_reason"]
@@ -97,7 +100,17 @@ def test_contents_may_be_lists_of_text_parts(http):
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),
-        ({"chat_template_kwargs": {"nothing_reads_this": 1}}, "messages"),
+        ({"response_format": {"type": "text", "json_schema": {}}}, "response_format"),
+        ({"response_format": {"type": "text", "schema": {}}}, "response_format"),
+        ({"chat_template_kwargs": {"nothing_reads_this": 1}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"tokenizer": True}}, "chat_template_kwargs"),
+        ({"messages": [{"role": "user", "content": "Hi", "name": "Ada"}]}, "messages"),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}, *MESSAGES]}, "messages"),
+        ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options"),
+        ({"priority": 1}, "priority"),
+        ({"min_tokens": 100_000}, "min_tokens"),
+        ({"stop": [str(i) for i in range(65)]}, "stop"),
+        ({"bad_words": [str(i) for i in range(1025)]}, "bad_words"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 500}, "top_logprobs"),

@@ -54,6 +54,7 @@ def test_the_text_is_the_engines_own(http, engine):
         {"stop": [" a"]},
         {"stop": [" a"], "include_stop_str_in_output": True},
         {"return_token_ids": True},
+        {"return_token_ids": True, "echo": True, "logprobs": 1, "prompt": ["The fox", "The crow said"]},
         {"logprobs": 1, "return_tokens_as_token_ids": True},
         {"echo": True, "max_tokens": 0, "logprobs": 1},
         {"echo": True, "max_tokens": 0},
@@ -83,6 +84,7 @@ def test_events_together_are_the_whole_answer(http, stream, body):
                     assert told == values
         if "token_ids" in choice:
             assert [token for c in own for token in c.get("token_ids", [])] == choice["token_ids"]
+            assert [c["prompt_token_ids"] for c in own if "prompt_token_ids" in c] == [choice["prompt_token_ids"]]
 
 
 def test_offsets_point_at_their_tokens_in_the_text(http):
@@ -92,6 +94,8 @@ def test_offsets_point_at_their_tokens_in_the_text(http):
         assert choice["text"][at : at + len(token)] == token
     assert told["token_logprobs"][0] is None
     assert all(value <= 0 for value in told["token_logprobs"][1:])
+    chosen = zip(told["tokens"], told["token_logprobs"], strict=True)
+    assert told["top_logprobs"] == [None, *({token: value} for token, value in list(chosen)[1:])]
 
 
 def test_a_prompt_can_be_scored_without_an_answer(http):
@@ -215,7 +219,18 @@ def test_another_model_is_not_found(refused):
     assert "tales" in error["message"]
 
 
-def test_a_long_prompt_is_worked_on_beside_the_front(http, server):
-    told = post(http, prompt=[list(range(10, 410))] * 60, max_tokens=1)
-    assert len(told["choices"]) == 60
-    assert server._listener.preparing._threads
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": [list(range(10, 410))] * 60, "max_tokens": 1}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "fox " * 6000}]}),
+        ("/tokenize", {"prompt": "fox " * 6000, "return_token_strs": True}),
+        ("/detokenize", {"tokens": [100] * 6000}),
+    ],
+)
+def test_a_long_prompt_is_worked_on_beside_the_front(http, server, monkeypatch, path, body):
+    worked = []
+    submit = server._listener.preparing.submit
+    monkeypatch.setattr(server._listener.preparing, "submit", lambda function: worked.append(path) or submit(function))
+    assert http.post(path, json=body).status_code == (400 if "chat" in path else 200)  # a conversation too long for tales
+    assert worked == [path]

@@ -42,6 +42,15 @@ def engine():
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_every_answer_is_as_described(server, path, method, mode):
+    conform(server, path, method, mode)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_every_stream_is_as_described(server, path):
+    conform(server, path, "post", GenerationMode.POSITIVE, streamed=True)
+
+
+def conform(server, path, method, mode, *, streamed=False):
     schema = schemathesis.openapi.from_dict(description(("tales",)))
     schema.config.update(base_url=server.url)
     operation = schema[path][method.upper()]
@@ -58,6 +67,7 @@ def test_every_answer_is_as_described(server, path, method, mode):
             case.body = whole(case.body)
             if "completions" in path:
                 shorten(case.body)
+                case.body.update({"stream": True} if streamed else {})
         answer = case.call(headers=headers)
         answered[answer.status_code] += 1
         case.validate_response(answer, checks=checks, headers=headers)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import logging
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -214,6 +216,55 @@ def test_a_unix_socket_is_its_users_alone(engine, tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.parametrize("kind", ["file", "folder", "server"])
+def test_a_unix_socket_takes_nobodys_place(engine, tmp_path, kind):
+    path = tmp_path / "taken"
+    with contextlib.ExitStack() as stack:
+        if kind == "file":
+            path.write_text("precious")
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            other = stack.enter_context(engine.serve(uds=path))
+        before = path.lstat().st_ino
+        with pytest.raises(OSError, match=f"cannot listen at {path}.*choose another path"):
+            engine.serve(uds=path)
+        assert path.lstat().st_ino == before
+        if kind == "server":
+            with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), headers={"Authorization": f"Bearer {other.api_key}"}) as http:
+                assert http.get(f"{other.base_url}/models").status_code == 200
+
+
+def test_a_unix_socket_that_was_left_behind_is_replaced_and_another_in_its_place_stays(engine, tmp_path, monkeypatch):
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(tmp_path / "nb.sock"))
+    monkeypatch.chdir(tmp_path)
+    with engine.serve(uds="nb.sock") as server:
+        assert server.socket == str(tmp_path / "nb.sock")
+        monkeypatch.chdir("/")
+        Path(server.socket).unlink()
+        Path(server.socket).write_text("another's")
+    assert (tmp_path / "nb.sock").read_text() == "another's"
+
+
+def test_whoever_closes_it_too_waits_until_it_is_closed(make_engine, monkeypatch):
+    """An engine ends its front when its servers are closed: one that is only being closed would never be."""
+    remove = announce.remove
+    monkeypatch.setattr(announce, "remove", lambda file: (time.sleep(0.05), remove(file)))
+    for _ in range(3):
+        engine = make_engine()
+        server = engine.serve()
+        port = int(server.url.rpartition(":")[2])
+        closers = [threading.Thread(target=close) for close in (server.close, server.close, engine.close)]
+        for closer in closers:
+            closer.start()
+            time.sleep(0.01)
+        for closer in closers:
+            closer.join()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), 5)
+
+
 def test_an_engine_without_a_tokenizer_cannot_be_served(make_engine):
     with pytest.raises(ValueError, match="tokenizer"):
         make_engine(skip_tokenizer_init=True).serve()
@@ -235,9 +286,13 @@ def test_the_key_is_shown_nowhere(engine, caplog):
         for key in (KEY, secret, "wrong-key-0123"):
             httpx.post(f"{server.url}/v1/completions", headers={"Authorization": f"Bearer {key}"}, json={"prompt": 7})
             httpx.post(f"{server.url}/v1/completions", headers={"Authorization": f"Bearer {key}"}, json={"prompt": "x", "user": "somebody"})
+            with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as raw:  # as from a file with CRLF
+                raw.sendall(f"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\r\n\r\n".encode())
+                raw.recv(1000)
         shown = repr(server) + server._repr_html_() + repr(server._listener.options) + caplog.text + json.dumps(engine.http_stats())
     assert "/v1/completions" in caplog.text
     assert "somebody" in caplog.text
+    assert "Malformed HTTP message" in caplog.text
     for key in (KEY, secret, "wrong-key-0123"):
         assert key not in shown
     assert "api_key=server.api_key" in shown

@@ -56,6 +56,9 @@ async def test_load_is_the_sum(serve, ask):
     for kernel, load in zip(KERNELS, (2, 5), strict=True):
         (await serve(kernel)).answers["/load"] = {"server_load": load}
     assert json.loads((await ask("/load")).body) == {"server_load": 7}
+    for number, engine in enumerate(("a", "b", "b"), 1):  # two of them are one engine's
+        (await serve(KERNELS[0], number, engine=engine)).answers["/load"] = {"server_load": 10}
+    assert json.loads((await ask("/load")).body) == {"server_load": 27}
 
 
 async def test_each_series_of_the_metrics_carries_its_kernel(serve, ask):

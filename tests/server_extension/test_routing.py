@@ -61,7 +61,7 @@ async def test_the_last_engine_of_a_kernel_answers_and_the_others_by_their_numbe
     assert json.loads((await ask(f"/kernels/{ONE}.2/v1/completions", BODY)).body) == {"by": 2}
     for engine in engines:
         engine.answers["/load"] = {"server_load": 3}
-    assert json.loads((await ask("/load")).body) == {"server_load": 3}
+    assert json.loads((await ask("/load")).body) == {"server_load": 6}
 
 
 async def test_the_full_name_works_where_the_plain_one_is_enough_and_a_models_own_at_is_no_kernel(serve, ask):
