@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from nbengine.trace import SequenceInfo, Trace
     from nbengine.widgets.cells import Cells
 
-SHOWN = 64  # tokens of a block that are shown
+SHOWN = 64  # tokens of a block that are shown, and owners that are named
 
 
 def sequence_name(trace: Trace, uid: int) -> str:
@@ -24,11 +24,12 @@ def sequence_name(trace: Trace, uid: int) -> str:
 def block_facts(cells: Cells, block: int) -> dict[str, Any]:
     """Everything about a block, as JSON values."""
     trace, digest = cells.trace, cells.hashes[block]
-    owners = [[uid, sequence_name(trace, uid), cells.tables[uid].index(block)] for uid in cells.holders(block)]
+    holders = cells.holders(block)
+    owners = [[uid, sequence_name(trace, uid), cells.tables[uid].index(block)] for uid in holders[:SHOWN]]
     slots = cells.slots(block)
     return {
         "block": block,
-        "references": len(owners),
+        "references": len(holders),
         "hash": None if digest is None else digest.hex()[:16],
         "owners": owners,
         "slots": slots,

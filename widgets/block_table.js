@@ -236,16 +236,28 @@ export function cellText(cells, i) {
   return cell.cached ? `block ${i}: cached and free` : `block ${i}: free`;
 }
 
+/** The first of many, and how many more there are.
+ * @param {string[]} first @param {number} count */
+function listed(first, count) {
+  return first.join(", ") + (count > first.length ? ` and ${count - first.length} more` : "");
+}
+
 /** What the kernel knows of a block, in words.
  * @param {any} facts @param {number} size */
 export function factsText(facts, size) {
   if (facts.cell !== undefined) {
-    const owners = facts.owners.map((/** @type {any} */ owner) => owner[1]).join(", ");
+    const owners = listed(
+      facts.owners.map((/** @type {any} */ owner) => owner[1]),
+      facts.sequences,
+    );
     return [
       `blocks ${facts.blocks[0]} to ${facts.blocks[1]}: ${facts.held} held${owners ? ` by ${owners}` : ""}, ${facts.cached} cached and free`,
     ];
   }
-  const owners = facts.owners.map((/** @type {any} */ owner) => `${owner[1]} (its block ${owner[2]})`).join(", ");
+  const owners = listed(
+    facts.owners.map((/** @type {any} */ owner) => `${owner[1]} (its block ${owner[2]})`),
+    facts.references,
+  );
   const references = `${facts.references} ${facts.references === 1 ? "reference" : "references"}`;
   const state = owners ? `held by ${owners}, ${references}` : facts.hash ? "cached and free" : "free";
   const lines = [`block ${facts.block}: ${state}, ${facts.slots} of ${size} slots used`];

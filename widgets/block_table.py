@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nbengine.checks import as_int, checks_keywords
-from nbengine.widgets.block_facts import block_facts, sequence_name
+from nbengine.widgets.block_facts import SHOWN, block_facts, sequence_name
 from nbengine.widgets.block_picture import draw_blocks
 from nbengine.widgets.cells import Cells
 from nbengine.widgets.followed_pool import CACHED, HELD
@@ -116,11 +116,12 @@ class BlockTableView(View):
         if group == 1:
             return block_facts(cells, self._asked)
         blocks = range(self._asked * group, min((self._asked + 1) * group, cells.num_blocks))
-        owners = dict.fromkeys(uid for block in blocks for uid in cells.holders(block))
+        owners = list(dict.fromkeys(uid for block in blocks for uid in cells.holders(block)))
         return {
             "cell": self._asked,
             "blocks": [blocks[0], blocks[-1]],
             "held": sum(1 for block in blocks if cells.kinds[block] & HELD),
             "cached": sum(1 for block in blocks if cells.kinds[block] & CACHED),
-            "owners": [[uid, sequence_name(cells.trace, uid), 0] for uid in owners],
+            "owners": [[uid, sequence_name(cells.trace, uid), 0] for uid in owners[:SHOWN]],
+            "sequences": len(owners),
         }

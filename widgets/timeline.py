@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nbengine.engine import Engine
     from nbengine.trace import StepRecord, Trace
 
-LANES, RUNS = 256, 1500  # that are drawn at once, of the newest lanes: the whole stays under 50 kB
+LANES, RUNS = 256, 1400  # of the newest lanes; a name counts as two runs, three steps as one: the whole stays under 50 kB
 BATCH = 512  # sequences of a batch that are sent
 STEPS = (20, 2000)  # that can be shown at once
 
@@ -109,11 +109,11 @@ class Timeline(View):
         """[uid, name, why it ended, runs] of the newest lanes, and how many are left out; prefill chunks in a row are one run where there are many."""
         found = lanes.within(first, end)
         shown = [(lane, lane.between(first, end)) for lane in found[-LANES:]]
-        if sum(len(runs) for _, runs in shown) > RUNS:
+        room, drawn = RUNS - (end - first) // 3, []
+        if sum(len(runs) + 2 for _, runs in shown) > room:
             shown = [(lane, _merged(runs)) for lane, runs in shown]
-        room, drawn = RUNS, []
         for lane, runs in reversed(shown):
-            room -= len(runs)
+            room -= len(runs) + 2
             if room < 0:
                 break
             drawn.append([lane.uid, lane.name, lane.reason if 0 <= lane.ended < end else "", runs])

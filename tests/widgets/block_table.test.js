@@ -138,6 +138,10 @@ test("what is known of a block reads as sentences", () => {
     "block 3: held by r1 (its block 0), r2 (its block 0), 2 references, 16 of 16 slots used",
     "hash 0123456789abcdef… · taken 5 steps (0.1 s) ago",
   ]);
+  assert.match(factsText({ ...facts, references: 12 }, 16)[0], /r2 \(its block 0\) and 10 more, 12 references/);
+  const group = { cell: 1, blocks: [8, 15], held: 8, cached: 0, owners: facts.owners, sequences: 5 };
+  assert.deepEqual(factsText(group, 16), ["blocks 8 to 15: 8 held by r1, r2 and 3 more, 0 cached and free"]);
+  assert.match(factsText({ ...group, sequences: 2 }, 16)[0], /by r1, r2, 0 cached/);
   const free = { ...facts, owners: [], references: 0, freed: [2, 0.01], taken: null };
   assert.match(factsText(free, 16)[1], /taken before this trace begins · let go 2 steps \(0.01 s\) ago/);
 });

@@ -68,11 +68,59 @@ def test_a_larger_pool_is_sent_in_less_than_fifty_kilobytes_too():
         view.close()
 
 
+@pytest.mark.parametrize("blocks", [10_000, 72_619])
+def test_a_block_that_a_thousand_hold_names_the_first_of_them_and_counts_the_rest(blocks):
+    pool = BlockPool(blocks, 16)
+    trace = Trace(pool, 64)
+    uids = list(range(90_000, 91_024))
+    block = pool.take(uids[0])
+    pool.seal(block, b"x" * 32)
+    for uid in uids:
+        trace.introduce(uid, SequenceInfo(f"r{uid}", 0, 40, 0.0))
+        if uid != uids[0]:
+            pool.share(block, uid)
+        pool.take(uid)
+    record = StepRecord(0, 0.0, uids=uids, counts=[17 + uid % 14 for uid in uids], events=pool.take_events())
+    record.starts.extend([0] * len(uids))
+    trace.add(record, pool, {})
+    view = BlockTableView(trace)
+    view.choose(90_003)
+    view._asked = block // looked(view)["group"]
+    facts = looked(view)["facts"]
+    assert facts["owners"][0][:2] == [90_000, "r90000"]
+    assert len(facts["owners"]) == 64
+    assert facts["references" if blocks == 10_000 else "sequences"] == 1024
+    assert size(view) < 50_000
+    view.close()
+
+
 def test_a_timeline_of_many_lanes_and_steps_stays_small():
     view = Timeline(crowd(10_000, 512, steps=300), steps=200)
     looked(view)
     assert len(view.frame["lanes"]) == 256
     assert view.frame["left_out"] == 256
+    assert size(view) < 50_000
+    view.close()
+
+
+@pytest.mark.parametrize("steps", [20, 200, 500, 1000, 2000])
+def test_a_timeline_of_any_length_stays_small_late_in_a_long_trace(steps):
+    pool = BlockPool(10, 16)
+    trace = Trace(pool, 4096)
+    uids = list(range(1_000_000, 1_000_512))
+    for uid in uids:
+        trace.introduce(uid, SequenceInfo(f"r{uid}", 0, 10_000, 0.0))
+    records = []
+    for number in range(3_000_000, 3_002_000):  # each computes a piece of its prompt anew, now and then
+        counts = [1 if (number + uid) % 300 else 64 for uid in uids]
+        record = StepRecord(number, 0.2 * number, uids=uids, counts=counts)
+        record.starts.extend([20_000] * len(uids))
+        records.append(record)
+    trace.restore(trace.start(), 3_000_000, records)
+    view = Timeline(trace, steps=steps)
+    lanes = looked(view)["lanes"]
+    assert len(lanes) > 20
+    assert len(lanes) + view.frame["left_out"] == 512
     assert size(view) < 50_000
     view.close()
 
