@@ -162,13 +162,14 @@ def _blocks(trace: Trace, at: StepRecord | int | None) -> go.Figure:
     for uid, table in pool.tables.items():
         for block in table:
             owners.setdefault(block, []).append(uid)
-    across = max(1, min(160, int(np.ceil(np.sqrt(4 * trace.num_blocks)))))
+    count = len(pool.references)
+    across = max(1, min(160, int(np.ceil(np.sqrt(4 * count)))))
     cell = max(6, min(24, 840 // across))  # pixels, in a figure of usual width
-    rows = -(-trace.num_blocks // across)
+    rows = -(-count // across)
     # 0: no such block, 1: free, 2: cached, 3: shared, 4 and more: one owner's, in its colour
     colours = ["rgba(0,0,0,0)", "#e6e6e6", "#b8dcf2", "#333333", *CYCLE]
     values, texts = np.zeros(rows * across), [""] * (rows * across)
-    for block in range(trace.num_blocks):
+    for block in range(count):
         held = owners.get(block, [])
         values[block] = 4 + held[0] % len(CYCLE) if len(held) == 1 else 3 if held else 2 if block in pool.cached else 1
         what = ", ".join(_name(trace, uid) for uid in held) or ("cached, free" if block in pool.cached else "free")
@@ -197,7 +198,7 @@ def _blocks(trace: Trace, at: StepRecord | int | None) -> go.Figure:
     ):
         made.add_scatter(x=[None], y=[None], mode="markers", name=label, marker={"color": colour, "symbol": "square", "size": 10})
     used = sum(1 for references in pool.references if references)
-    title = f"KV blocks after step {step}: {used} of {trace.num_blocks} held, {len(pool.cached)} cached"
+    title = f"KV blocks after step {step}: {used} of {count} held, {len(pool.cached)} cached"
     return made.update_layout(title_text=title, height=160 + cell * rows, plot_bgcolor="rgba(0,0,0,0)", legend_orientation="h")
 
 

@@ -17,7 +17,7 @@ PAPER, INK, FAINT, GREY = "#ffffff", "#333333", "#d9d9d9", "#9a9a9a"
 
 
 def draw_blocks(cells: Cells, chosen: int | None = None) -> str:
-    """Each cell a rectangle, filled from below; groups show their shares of held (grey) and cached (hatched) blocks."""
+    """Each cell a rectangle, filled from below; groups show their shares of held (grey) and, at the right, cached (hatched) blocks."""
     blocks = cells.num_blocks
     group = -(-blocks // MOST)
     count = -(-blocks // group)
@@ -64,7 +64,8 @@ def _cell(cells: Cells, cell: int, group: int, chosen: int | None, side: int, co
             )
         if group == 1 and kinds[held[0]] & COPIED:
             drawn += f'<path d="M{x + inner} {y}v{inner / 2:.1f}L{x + inner / 2:.1f} {y}z" fill="{INK}"/>'
-    elif cached:
-        high = inner * len(cached) / len(blocks)
-        drawn += f'<rect x="{x}" y="{y + inner - high:.1f}" width="{inner}" height="{high:.1f}" fill="url(#cached)"/>'
+    if cached:
+        high, wide = inner * len(cached) / len(blocks), inner if group == 1 else max(1, inner // 3)
+        place = f'x="{x + inner - wide}" y="{y + inner - high:.1f}" width="{wide}" height="{high:.1f}"'
+        drawn += (f'<rect {place} fill="{PAPER}"/>' if held else "") + f'<rect {place} fill="url(#cached)"/>'
     return drawn

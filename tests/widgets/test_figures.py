@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 import pytest
 
 from nbengine import Engine, SamplingParams
-from nbengine.trace import Trace
+from nbengine.blocks import BlockPool
+from nbengine.trace import StepRecord, Trace
 from nbengine.trace_figures import KINDS
 
 
@@ -64,6 +65,25 @@ def test_the_block_map_is_the_pool_at_that_step(trace):
     held = sum(map(bool, pool.references))
     title = trace.figure("blocks", at=record.step).layout.title.text
     assert title == f"KV blocks after step {record.step}: {held} of 12 held, {len(pool.cached)} cached"
+
+
+def test_the_block_map_has_as_many_cells_as_the_pool_had_blocks_then():
+    pool = BlockPool(24, 4)
+    trace = Trace(pool, 64)
+    for step, count in enumerate((24, 160, 20)):
+        if step:
+            pool.resize(count)
+        held = [pool.take(step) for _ in range(18)]
+        events = pool.take_events()
+        for block in reversed(held):
+            pool.free(block, step)
+        trace.add(StepRecord(step, float(step), events=events), pool, {})
+    trace.num_blocks = pool.num_blocks
+    for step, count in enumerate((24, 160, 20)):
+        figure = trace.figure("blocks", at=step)
+        (cells,) = [one for one in figure.data if one.type == "heatmap"]
+        assert np.count_nonzero(cells.z) == count
+        assert figure.layout.title.text == f"KV blocks after step {step}: 18 of {count} held, 0 cached"
 
 
 def test_a_function_of_the_trace_is_a_figure_too(trace):

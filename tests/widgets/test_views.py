@@ -220,6 +220,27 @@ def test_a_snapshot_is_a_picture_at_any_time_and_needs_nothing_else(engine, view
     assert view(engine.trace).snapshot().data
 
 
+def test_a_picture_of_a_large_pool_draws_cached_blocks_beside_held_ones():
+    pool = BlockPool(4000, 4)
+    trace = Trace(pool, 64)
+    blocks = [pool.take(block % 2) for block in range(4000)]
+    for block in blocks[1::2]:
+        pool.seal(block, b"%d" % block)
+    for block in reversed(blocks[1::2]):
+        pool.free(block, 1)
+    record = StepRecord(0, 0.0, uids=[0], counts=[8000], events=pool.take_events())
+    record.starts.append(0)
+    trace.add(record, pool, {})
+    view = BlockTableView(trace)
+    cells = ET.fromstring(view.snapshot().data).find("{*}g").findall("{*}rect")
+    hatched = [cell for cell in cells if cell.get("fill") == "url(#cached)"]
+    assert len(hatched) == 2000
+    assert {float(cell.get("height")) for cell in hatched} == {3.5}  # half of a cell
+    assert {float(cell.get("width")) for cell in hatched} == {2}
+    assert len([cell for cell in cells if cell.get("fill-opacity") == ".25"]) == 2000
+    view.close()
+
+
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_bundle_holds_the_live_view_the_picture_and_words(engine, view):
     one = view(engine)
