@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import sys
+import zlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import fields
@@ -14,14 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from nbengine.blocks import BlockPool
+from nbengine.checks import as_int
 from nbengine.errors import TraceFileError
 from nbengine.pool_state import PoolState
 from nbengine.trace import SequenceInfo, StepRecord, Trace
 
 FORMAT, VERSION = "nbengine-trace", 1
-SCALARS = [f.name for f in fields(StepRecord) if f.type in {"int", "float"}]
+COUNTS = [f.name for f in fields(StepRecord) if f.type == "int"]
+TIMES = [f.name for f in fields(StepRecord) if f.type == "float"]
 LISTS = ["sampled", "admitted", "preempted", "finished"]
-MOST_BLOCKS = 1 << 24  # of a file that is believed
+MOST_BLOCKS, MOST_SLOTS, MOST_RECORDS = 1 << 24, 1 << 32, 1 << 22  # of a file that is believed
+MOST = 1 << 40  # of anything else in it
+DAMAGED = (EOFError, zlib.error, StopIteration, LookupError, TypeError, ValueError, AttributeError, AssertionError, OverflowError)
 
 
 def save_trace(trace: Trace, path: str | Path) -> Path:
@@ -48,7 +53,7 @@ def load_trace(path: str | Path) -> Trace:
             return _read(head, (json.loads(line) for line in lines))
     except (gzip.BadGzipFile, UnicodeDecodeError) as error:
         raise TraceFileError(f"{path} is no trace file: use one that trace.save(path) wrote") from error
-    except (EOFError, StopIteration, KeyError, TypeError, ValueError, IndexError, AttributeError, AssertionError, OverflowError) as error:
+    except DAMAGED as error:
         if isinstance(error, TraceFileError):
             raise
         raise TraceFileError(f"{path} is damaged or cut short ({type(error).__name__}: {error}): save the trace again") from error
@@ -114,7 +119,7 @@ def _sequence(uid: int, info: SequenceInfo) -> list[Any]:
 
 def _record(record: StepRecord, before: StepRecord) -> dict[str, Any]:
     """What goes on as in the record before is left out: who ran, single tokens, and starts that follow from those."""
-    line: dict[str, Any] = {name: getattr(record, name) for name in SCALARS if getattr(record, name) != 0}
+    line: dict[str, Any] = {name: getattr(record, name) for name in COUNTS + TIMES if getattr(record, name) != 0}
     line |= {name: getattr(record, name) for name in LISTS if getattr(record, name)}
     if record.uids != before.uids:
         line["uids"] = record.uids
@@ -131,15 +136,14 @@ def _record(record: StepRecord, before: StepRecord) -> dict[str, Any]:
 
 
 def _read(head: dict[str, Any], lines: Iterator[Any]) -> Trace:
-    count, size = head["num_blocks"], head["block_size"]
-    if not 0 < count <= MOST_BLOCKS or size < 1:
-        raise ValueError(f"{count} blocks of {size}")
-    trace = Trace(BlockPool(count, size), max(1, head["capacity"], head["records"]))
-    trace.name = str(head["name"])
+    count = _whole(head["num_blocks"], 1, MOST_BLOCKS)
+    size = _whole(head["block_size"], 1, MOST_SLOTS // count)
+    trace = Trace(BlockPool(count, size), max(1, _whole(head["capacity"], 0, MOST_RECORDS), _whole(head["records"], 0, MOST_RECORDS)))
+    trace.name = _text(head["name"])
     start = _read_state(next(lines))
     for uid, request_id, index, prompt_len, arrival, last, tokens in next(lines)["sequences"]:
-        known = (str(request_id), int(index), int(prompt_len), float(arrival), sys.maxsize if last is None else int(last))
-        trace.sequences[int(uid)] = SequenceInfo(*known, tokens=array("q", tokens))
+        known = (_text(request_id), _whole(index), _whole(prompt_len), _seconds(arrival), sys.maxsize if last is None else _whole(last))
+        trace.sequences[_whole(uid)] = SequenceInfo(*known, tokens=array("q", tokens))
     texts = next(lines)["texts"]
     if texts is not None:
         names = {int(token): str(text) for token, text in texts.items()}
@@ -151,7 +155,7 @@ def _read(head: dict[str, Any], lines: Iterator[Any]) -> Trace:
         records.append(before)
     if len(records) != head["records"]:
         raise ValueError(f"{len(records)} of {head['records']} records are there")
-    trace.restore(start, int(head["first"]), records)
+    trace.restore(start, _whole(head["first"]), records)
     return trace
 
 
@@ -164,26 +168,29 @@ def _read_state(line: dict[str, Any]) -> PoolState:
     state.blank = [_block(block, count) for block in line["blank"]]
     state.cached = dict.fromkeys(_block(block, count) for block in line["cached"])
     state.copied = {_block(target, count): _block(source, count) for target, source in line["copied"]}
-    state.tables = {int(uid): [_block(block, count) for block in blocks] for uid, blocks in line["tables"]}
+    state.tables = {_whole(uid): [_block(block, count) for block in blocks] for uid, blocks in line["tables"]}
     return state
 
 
 def _read_record(line: dict[str, Any], before: StepRecord, count: int) -> StepRecord:
-    uids = line.get("uids", before.uids)
-    counts = line.get("counts") or [1] * len(uids)
+    uids = _numbers(line["uids"]) if "uids" in line else before.uids
+    counts = _numbers(line["counts"]) if "counts" in line else [1] * len(uids)
     starts = line.get("starts")
-    rest: dict[str, Any] = {name: list(map(int, line.get(name, []))) for name in LISTS if name != "finished"}
-    rest |= {name: line.get(name, 0) for name in SCALARS}
+    rest: dict[str, Any] = {name: _numbers(line.get(name, [])) for name in LISTS if name != "finished"}
+    rest |= {name: _whole(line.get(name, 0), -1) for name in COUNTS}  # -1: before the first step
+    rest |= {name: _seconds(line.get(name, 0.0)) for name in TIMES}
     record = StepRecord(
         uids=uids,
         counts=counts,
         starts=array("i", map(add, before.starts, before.counts) if starts is None else starts),
         events=_read_events(line.get("events", []), count),
-        finished=[(int(uid), str(reason)) for uid, reason in line.get("finished", [])],
+        finished=[(_whole(uid), _text(reason)) for uid, reason in line.get("finished", [])],
         **rest,
     )
     if not len(record.uids) == len(record.counts) == len(record.starts):
         raise ValueError(f"the record of step {record.step} is of three lengths")
+    if record.duration < 0:
+        raise ValueError(f"step {record.step} ends before it begins")
     return record
 
 
@@ -205,12 +212,38 @@ def _read_event(event: list[Any], count: int) -> tuple[Any, ...]:
         raise ValueError(f"there is no event {event}")
     if kind == "resize":
         return kind, _block(arguments[0], MOST_BLOCKS)
-    for block in arguments[: 2 if kind == "copy" else 1]:
+    blocks = 2 if kind == "copy" else 1
+    for block in arguments[:blocks]:
         _block(block, count)
-    return (kind, arguments[0], bytes.fromhex(arguments[1])) if kind == "seal" else (kind, *arguments)
+    if kind == "seal":
+        return kind, arguments[0], bytes.fromhex(arguments[1])
+    return (kind, *arguments[:blocks], *map(_whole, arguments[blocks:]))
 
 
-def _block(block: int, count: int) -> int:
-    if not 0 <= block < count:
+def _block(block: Any, count: int) -> int:
+    if not isinstance(block, int) or not 0 <= block < count:
         raise ValueError(f"there is no block {block}")
     return block
+
+
+def _whole(value: Any, least: int = 0, most: int = MOST) -> int:
+    number = as_int(value)
+    if number is None or not least <= number <= most:
+        raise ValueError(f"{value!r} is no whole number from {least} to {most}")
+    return number
+
+
+def _numbers(values: Any) -> list[int]:
+    return array("q", values).tolist()
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(value)
+    if not abs(seconds) <= MOST:
+        raise ValueError(f"{value!r} is no time in seconds")
+    return seconds
+
+
+def _text(value: Any) -> str:
+    """As pictures can show it: without the signs that XML does not allow."""
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in str(value))

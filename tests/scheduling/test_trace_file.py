@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import math
 import random
 import subprocess
 import sys
@@ -132,19 +134,52 @@ def test_another_version_is_refused(saved):
         (0, lambda head: head.update(num_blocks=1 << 40)),
         (0, lambda head: head.update(records=3)),
         (0, lambda head: head.pop("block_size")),
+        (0, lambda head: head.update(block_size=1.5)),
+        (0, lambda head: head.update(block_size=1 << 40)),
+        (0, lambda head: head.update(capacity=10**12)),
+        (0, lambda head: head.update(capacity=math.inf)),
         (1, lambda state: state.update(blank=[99])),
         (1, lambda state: state.pop("tables")),
         (2, lambda line: line["sequences"][0].pop()),
+        (2, lambda line: line["sequences"][0].__setitem__(4, math.nan)),
         (-1, lambda record: record.update(events=[["take", -1, 0]])),
         (-1, lambda record: record.update(events=[["__init__", 1]])),
         (-1, lambda record: record.update(events=[["free", 0, 12345]])),
         (-1, lambda record: record.update(uids=[1, 2, 3], starts=[0])),
+        (-1, lambda record: record.update(uids=[[1]], counts=[1], starts=[0])),
+        (-1, lambda record: record.update(uids=[1], counts=["1"], starts=[0])),
+        (-1, lambda record: record.update(events=[["forget"], ["resize", 3], ["take", 0, "x"]])),
+        (-1, lambda record: record.update(blocks_used=1.5)),
+        (-1, lambda record: record.update(time="x")),
+        (-1, lambda record: record.update(time=math.inf)),
+        (-1, lambda record: record.update(launch_s=[])),
+        (-1, lambda record: record.update(gpu_s=math.nan)),
+        (-1, lambda record: record.update(landed=-5)),
     ],
 )
 def test_a_damaged_file_is_refused(saved, line, edit):
     change(saved[1], line, edit)
     with pytest.raises(TraceFileError, match="damaged or cut short"):
         Trace.load(saved[1])
+
+
+def test_a_file_in_which_a_bit_has_flipped_is_refused_or_read(saved):
+    content, rng = saved[1].read_bytes(), random.Random(7)
+    for _ in range(300):
+        flipped = bytearray(content)
+        flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        saved[1].write_bytes(flipped)
+        with contextlib.suppress(TraceFileError):
+            Trace.load(saved[1])
+
+
+def test_signs_that_no_picture_may_hold_are_exchanged(saved):
+    trace, path = saved
+    change(path, 0, lambda head: head.update(name="a\0b \ud800"))
+    change(path, 2, lambda line: line["sequences"][0].__setitem__(1, "r\x1b"))
+    read = Trace.load(path)
+    assert read.name == "a\ufffdb \ufffd"
+    assert read.sequences[next(iter(trace.sequences))].request_id == "r\ufffd"
 
 
 def test_a_file_cut_short_is_refused(saved):
