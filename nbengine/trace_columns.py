@@ -92,9 +92,10 @@ class Columns:
     def read(self, trace: Trace) -> int:
         """Take in the records that came since the last time; how many there were."""
         new = self._new(trace)
-        if new and self.origin is None:
-            self.origin = _origin(trace, new[0])
+        if new and self._last is None:
             self.num_blocks = len(trace.start().references)
+            if self.origin is None:
+                self.origin = origin(trace, new[0])
         known = self._rows = self._rows or KnownRows(trace)
         rows: list[list[float]] = []
         for number, record in enumerate(new, self._next - len(new)):
@@ -233,9 +234,9 @@ class _Table:
         self._end += len(rows)
 
 
-def _origin(trace: Trace, first: StepRecord) -> float:
-    """The first arrival where the trace begins with the first step, else the oldest record's time."""
-    arrivals = [info.arrival for info in list(trace.sequences.values()) if info.arrival] if first.step == 0 else []
+def origin(trace: Trace, first: StepRecord) -> float:
+    """Where the time axis begins: the first arrival where the trace begins with the first step, else the oldest record's time."""
+    arrivals = [info.arrival for info in list(trace.sequences.values()) if info.arrival] if first.step <= 0 else []
     return min([first.time, *arrivals])
 
 

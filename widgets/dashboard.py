@@ -190,6 +190,7 @@ class Dashboard(View):
 
     def _columns(self) -> Columns:
         columns = self.playhead.model(columns_of)
+        columns.origin = self.playhead.origin
         columns.read(self.playhead.trace)
         return columns
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from nbengine.errors import NBEngineError, nearest
 from nbengine.front import Front, Ticker
 from nbengine.trace import Trace
+from nbengine.trace_columns import origin
 
 if TYPE_CHECKING:
     from nbengine.bell import Reply
@@ -61,7 +62,7 @@ class Playhead:
         self._own: Front | None = None  # where there is no engine's
         self._views: weakref.WeakSet[Looker] = weakref.WeakSet()
         self._models: dict[Any, Any] = {}
-        self._began: float | None = None  # on the trace's clock: the oldest record when one was first described
+        self._origin: float | None = None
         self._replies: deque[Reply[Any]] = deque()
         self._changed: tuple[float, tuple[Any, ...], bool] = (
             0.0,
@@ -131,6 +132,13 @@ class Playhead:
         except LookupError:
             return self.trace.last
 
+    @property
+    def origin(self) -> float | None:
+        """The time, on the trace's clock, from which all views count: as it was found first; None while there is no record."""
+        if self._origin is None and (first := next(iter(self.trace), None)) is not None:
+            self._origin = origin(self.trace, first)
+        return self._origin
+
     def model(self, kind: Callable[[Trace], M]) -> M:
         """What several views derive from this trace, kept and shared by them: made by `kind(trace)` at first."""
         if kind not in self._models:
@@ -140,8 +148,6 @@ class Playhead:
     def describe(self) -> dict[str, Any]:
         """All that the controls show of it."""
         record, engine = self.record, self.engine
-        if self._began is None and record is not None:
-            self._began = next(iter(self.trace), record).time
         return {
             "first": self.trace.first,
             "last": self.trace.end - 1,
@@ -152,7 +158,7 @@ class Playhead:
             "engine": engine is not None,
             "speed": self.speed,
             "step": None if record is None else record.step,
-            "seconds": 0.0 if record is None or self._began is None else round(record.time - self._began, 4),
+            "seconds": 0.0 if record is None or self.origin is None else round(record.time - self.origin, 4),
             "name": self.trace.name,
         }
 

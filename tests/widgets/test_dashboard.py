@@ -16,7 +16,7 @@ from nbengine.burst import burst
 from nbengine.policy import Policy, StaticBatching
 from nbengine.trace import Trace
 from nbengine.trace_series import Series
-from nbengine.widgets import Dashboard
+from nbengine.widgets import BlockTableView, Dashboard
 
 SHORT = SamplingParams(max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(max_tokens=600, ignore_eos=True)
@@ -115,6 +115,34 @@ def test_it_follows_the_moment_that_all_views_share(engine, board, until):
     until(lambda: board.frame["moment"]["at"] == target - 1)
     press(board, "live")
     until(lambda: board.frame["cursor"] is None)
+
+
+def test_the_header_tells_the_time_at_which_the_cursor_stands(fresh_engine):
+    fresh_engine.pause()
+    request = fresh_engine.submit("Once upon a time", LONG)
+    time.sleep(0.2)  # it waits: time is counted from its arrival
+    fresh_engine.step(20)
+    board = Dashboard(fresh_engine)
+    press(board, "seek", 10)
+    board.refresh()
+    arrival = next(iter(fresh_engine.trace.sequences.values())).arrival
+    assert board.frame["cursor"] == fresh_engine.trace.record(10).time - arrival > 0.2
+    assert board.frame["moment"]["seconds"] == round(board.frame["cursor"], 4)
+    request.cancel()
+
+
+def test_views_that_are_opened_late_count_from_where_the_first_one_did():
+    with Engine("tales", num_gpu_blocks_override=64, max_model_len=256, trace_steps=32) as engine:
+        engine.generate("Once", SHORT)
+        blocks = BlockTableView(engine)
+        blocks.refresh()
+        engine.generate("Once", SamplingParams(max_tokens=100, ignore_eos=True))
+        assert engine.trace.first > 12
+        board = Dashboard(engine)
+        press(board, "seek", engine.trace.first + 3)
+        board.refresh()
+        blocks.refresh()
+        assert round(board.frame["cursor"], 4) == board.frame["moment"]["seconds"] == blocks.frame["moment"]["seconds"] > 0
 
 
 def test_its_controls_change_the_running_engine(engine, board, until):
