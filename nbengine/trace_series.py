@@ -57,6 +57,8 @@ class Groups:
         if span is not None and len(time):
             low = max(0, int(np.searchsorted(time, span[0], "right")) - 1)
             high = max(low + 1, int(np.searchsorted(time, span[1], "right")))
+            if span[1] < time[0] or span[0] > columns["end"][-1] - (columns.origin or 0.0):
+                high = low  # before all of them, or after
         inside = time[low:high]
         if len(inside) <= limit:
             starts = np.arange(len(inside), dtype=np.intp)
@@ -130,8 +132,8 @@ def first_token(groups: Groups) -> Series:
     """Seconds from a request's arrival to its first token: a point for each (the longest and the shortest of those drawn as one)."""
     columns, times = groups.columns, groups.times
     points = columns.first_tokens[:2] - np.array([[columns.origin or 0.0], [0.0]])
-    if len(times):
-        points = points[:, (points[0] >= times[0]) & (points[0] <= times[-1] + groups.spans[-1] + 1e-9)]
+    begins, ends = (times[0], times[-1] + groups.spans[-1] + 1e-9) if len(times) else (0.0, -1.0)
+    points = points[:, (points[0] >= begins) & (points[0] <= ends)]
     limit = max(1, len(times))
     if points.shape[1] > 2 * limit:
         starts = np.unique(np.searchsorted(points[0], np.linspace(points[0, 0], points[0, -1], limit, endpoint=False)))
@@ -171,7 +173,7 @@ def summary(columns: Columns, span: tuple[float, float] | None = None) -> dict[s
     origin = columns.origin or 0.0
     begins = groups.times[0] if len(groups.times) else 0.0
     ends = begins + float(groups.spans.sum())
-    when, waited, _ = columns.first_tokens
+    when, waited, _ = columns.first_tokens[:, : None if len(groups.times) else 0]
     firsts = waited[(when - origin >= begins) & (when - origin <= ends + 1e-9)]
     seconds, asked, gaps = ends - begins, groups.rows("asked").sum(), groups.rows("gaps").sum()
     used, weights = groups.rows("used") / groups.rows("blocks"), groups.spans

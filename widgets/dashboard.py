@@ -94,8 +94,10 @@ class Dashboard(View):
 
     def select(self, begin: float | None = None, end: float | None = None) -> None:
         """Look at a stretch of time, in seconds of the time axis; without one, at all of it."""
-        if (begin is None) != (end is None) or (begin is not None and end is not None and not begin < end):
-            raise ValueError(f"select(begin, end) takes two times in seconds, the first the smaller, or nothing, not {begin!r} and {end!r}")
+        if (begin is None) != (end is None) or (begin is not None and end is not None and not -math.inf < begin < end < math.inf):
+            raise ValueError(
+                f"select(begin, end) takes two times in seconds, finite and the first the smaller, or nothing, not {begin!r} and {end!r}"
+            )
         with self.playhead.lock:
             self._span = None if begin is None or end is None else (float(begin), float(end))
         self._changed()

@@ -131,12 +131,13 @@ class View(Still):
         self._stamp = None  # what is shown is no refresh's, and the next one may have to take it away again
 
     def _show(self, frame: dict[str, Any]) -> None:
+        values = {name: value for name, value in frame.items() if name != "data"}
+        text = json.dumps(values, separators=(",", ":"), allow_nan=False)
         self.frame = frame
         self.updates += 1
         if self._unseen_since is None:
             self._unseen_since = time.monotonic()
-        values = {name: value for name, value in frame.items() if name != "data"}
-        self.packed = {"json": json.dumps(values, separators=(",", ":")), "data": frame.get("data", b"")}
+        self.packed = {"json": text, "data": frame.get("data", b"")}
 
     def snapshot(self) -> Any:
         """What it shows now, as a picture (IPython's SVG) that needs neither a kernel nor a script."""

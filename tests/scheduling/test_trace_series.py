@@ -227,6 +227,21 @@ def test_numbers_of_a_stretch_are_of_that_stretch_only():
     assert math.isnan(part["prefix_hit_rate"])
 
 
+@pytest.mark.parametrize("span", [(-2.0, -1.0), (1e3, 2e3)])
+def test_a_stretch_without_any_record_has_no_numbers(span):
+    sim = Simulation(num_blocks=9)
+    sim.add([0, 1, 0, 1, 0], 6)
+    while sim.core.has_work():
+        sim.step()
+    columns = Columns.of(sim.core.trace)
+    groups = Groups.of(columns, 10, span)
+    assert [len(series(groups).times) for series in SERIES.values()] == [0] * len(SERIES)
+    numbers = summary(columns, span)
+    assert (numbers["steps"], numbers["tokens"], numbers["seconds"]) == (0, 0, 0)
+    assert math.isnan(numbers["tokens_per_second"])
+    assert math.isnan(numbers["first_token_median"])
+
+
 def test_a_pool_that_was_resized_is_as_large_as_it_was_at_each_step():
     pool = BlockPool(10, 4)
     trace = Trace(pool, 100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import time
 import weakref
 from xml.etree import ElementTree as ET
@@ -101,8 +102,19 @@ def test_a_stretch_of_time_is_drawn_more_finely_and_its_numbers_are_shown(engine
     assert board.frame["numbers"][0][1] == f"{begin:.2f} to {end:.2f} s"
     press(board, "brush", None)
     until(lambda: board.frame["span"] is None)
-    with pytest.raises(ValueError, match="two times in seconds"):
-        board.select(3, 2)
+    for wrong in ((3, 2), (5, math.inf), (-math.inf, 1), (math.nan, 1)):
+        with pytest.raises(ValueError, match="two times in seconds, finite and the first the smaller"):
+            board.select(*wrong)
+    assert board.selected is None
+
+
+@pytest.mark.parametrize("span", [(1e6, 2e6), (-3, -2)])
+def test_a_stretch_of_time_without_any_step_has_no_numbers_and_is_drawn_empty(engine, board, until, span):
+    board.select(*span)
+    until(lambda: board.frame.get("span") == span)
+    assert dict(board.frame["numbers"])["tokens/s"] == "none"
+    assert {one["count"] for one in board.frame["charts"]} == {0}
+    ET.fromstring(board.snapshot().data)
 
 
 def test_it_follows_the_moment_that_all_views_share(engine, board, until):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import math
 import time
 import weakref
 from itertools import chain, repeat
@@ -173,6 +175,21 @@ def test_an_exception_appears_under_the_view_and_goes_with_the_next_press(engine
     view.fails = True
     engine.generate("Once", SamplingParams(max_tokens=3))
     until(lambda: view.frame["trouble"] == "ZeroDivisionError: on purpose")
+
+
+def test_a_number_that_no_page_could_read_is_not_sent_but_said_under_the_view(engine, until):
+    view = Counting(engine)
+    seen(view)
+    until(lambda: view.frame)
+    steps = view.frame["steps"]
+    view.state = lambda: {"steps": math.inf}
+    engine.generate("Once", SamplingParams(max_tokens=3))
+    until(lambda: "Out of range float" in view.frame["trouble"])
+    assert json.loads(view.packed["json"])["steps"] == steps
+    del view.state
+    engine.generate("Once", SamplingParams(max_tokens=3))
+    press(view, "live")
+    until(lambda: view.frame["steps"] == engine.trace.end and view.frame["trouble"] == "")
 
 
 def test_a_view_keeps_no_engine_alive_and_says_that_it_is_closed():
