@@ -42,7 +42,8 @@ class BlockTableView(View):
         """Light up the table of a sequence, by its uid or by the name that the view shows; None: of nobody."""
         uid = as_int(sequence)
         if sequence is not None and uid is None:
-            uid = next((uid for uid in self.playhead.trace.sequences if sequence_name(self.playhead.trace, uid) == sequence), None)
+            trace = self.playhead.trace
+            uid = next((uid for uid in list(trace.sequences) if sequence_name(trace, uid) == sequence), None)
             if uid is None:
                 raise ValueError(f"no sequence is called {sequence!r} in this trace")
         self._chosen = uid

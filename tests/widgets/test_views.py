@@ -191,6 +191,22 @@ def test_choosing_shows_the_page_table_and_a_name_that_nobody_has_is_refused(eng
     view.close()
 
 
+def test_choosing_goes_on_while_requests_come(monkeypatch):
+    from nbengine.widgets import block_table
+
+    trace = crowd(100, 3)
+
+    def named(trace, uid):
+        trace.introduce(uid + 1000, SequenceInfo("new", 0, 10, 0.0))
+        return trace.sequences[uid].request_id
+
+    view = BlockTableView(trace)
+    monkeypatch.setattr(block_table, "sequence_name", named)
+    view.choose("r90002")
+    assert view._chosen == 90_002
+    view.close()
+
+
 def test_the_batch_in_cross_section_is_the_records(engine):
     engine.generate([PROMPT] * 4, SamplingParams(max_tokens=8, ignore_eos=True))
     view = Timeline(engine)
