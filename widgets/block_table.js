@@ -32,7 +32,7 @@ export class Cells {
     this.names = new Map();
     this.uids = new Map();
     state.uids.forEach((/** @type {number} */ uid, /** @type {number} */ i) => {
-      this.uids.set(uid & 0xffff, uid);
+      this.uids.set(uid % SEVERAL, uid);
       this.names.set(uid, state.names[i] ?? `#${uid}`);
     });
     this.partial = new Map();

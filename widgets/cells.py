@@ -16,7 +16,7 @@ EMPTY = 16  # of a held block, beside the flags of a FollowedPool: nothing was w
 COUNTED = (HELD, CACHED, SHARED, COPIED, EMPTY)
 MOST_CELLS = 10_000  # up to so many blocks each has a cell of its own
 GROUPED_CELLS = 5_000  # and at most so many where a cell stands for several
-SEVERAL = 0xFFFF  # owners
+SEVERAL = 0xFFFF  # owners; one is sent as what its uid leaves over beside this
 
 
 class Cells(FollowedPool):
@@ -55,12 +55,12 @@ class Cells(FollowedPool):
         return list(partial), list(partial.values()), empty
 
     def encode(self) -> dict[str, Any]:
-        """`data` [owners: uint16][kinds: uint8] for each block, or what groups of blocks are (`_encode_groups`); and `totals`."""
+        """`data` [owners: uint16, uids modulo SEVERAL][kinds: uint8] for each block, or what groups of blocks are (`_encode_groups`); and `totals`."""
         partial, slots, empty = self.partial()
         kinds = self._kinds(empty)
         counts = _counts(kinds)
         about = {"group": self.group, "blocks": self.num_blocks, "totals": self._totals(counts, slots)}
-        owners = self._by_cell(np.frombuffer(self.owners, np.int64).astype(np.uint16))
+        owners = self._by_cell((np.frombuffer(self.owners, np.int64) % SEVERAL).astype(np.uint16))
         if self.group == 1:
             pairs = [number for pair in zip(partial, slots, strict=True) for number in pair]
             return {**about, "partial": pairs, "data": (owners * (kinds & HELD)).tobytes() + kinds.tobytes()}

@@ -30,7 +30,7 @@ function exact(owners, kinds, more = {}) {
 
 test("a block's owner, flags and slots are read from what was sent", () => {
   const uid = 70000; // more than 16 bits hold
-  const cells = exact([uid & 0xffff, 2, 0, 2, 0], [HELD | SHARED, HELD | COPIED, CACHED, HELD | EMPTY, 0], {
+  const cells = exact([uid % SEVERAL, 2, 0, 2, 0], [HELD | SHARED, HELD | COPIED, CACHED, HELD | EMPTY, 0], {
     uids: [2, uid],
     names: ["r2", "r9/1"],
     partial: [1, 5],
@@ -60,6 +60,8 @@ test("a group tells its shares, and whether it has several owners", () => {
   assert.equal(cells.owner(0), SEVERAL);
   assert.equal(cells.owner(1), 7);
   assert.deepEqual(cells.cell(0), { owner: SEVERAL, held: 1, shared: 0, copied: 0, cached: 0, filled: 200 / 255 });
+  const last = new Cells({ size: 16, blocks: 15, group: 8, uids: [SEVERAL + 7], names: ["r65542"], partial: [], data: bytes });
+  assert.equal(last.owner(1), SEVERAL + 7);
   assert.equal(cellText(cells, 1), "blocks 8 to 14: 50 % held by r7, 20 % cached, 39 % of their slots used");
 });
 

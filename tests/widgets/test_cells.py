@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from array import array
 from types import SimpleNamespace
 
 import numpy as np
@@ -298,12 +299,27 @@ def test_a_pool_of_many_blocks_is_summarised_by_its_shares():
     assert ((shares[0] == 255) == (expected == group)).all()
     assert ((shares[0] == 0) == (expected == 0)).all()
     for cell in range(0, count, 7):
-        mine = {(70_000 + block // each) & 0xFFFF for block in range(cell * group, (cell + 1) * group) if held[block]}
+        mine = {(70_000 + block // each) % SEVERAL for block in range(cell * group, (cell + 1) * group) if held[block]}
         assert int(owners[cell]) == (SEVERAL if len(mine) > 1 else next(iter(mine), 0))
     assert shares[4][: each * 100 // group].max() <= 255
     totals = cells.totals()
     assert totals["held"] == each * 100
     assert totals["slots"] == 100 * (each * 16 - 3)
+
+
+@pytest.mark.parametrize("uid", [0, 65_534, 65_535, 65_536, 131_070])
+def test_whoever_has_a_cell_alone_is_not_taken_for_several(uid):
+    pool = BlockPool(20_000, 4)
+    trace = Trace(pool, 64)
+    blocks = [pool.take(uid) for _ in range(4)] + [pool.take(uid + 65_536) for _ in range(2)]
+    trace.add(StepRecord(0, 0.0, uids=[uid], counts=[16], starts=array("i", [0]), events=pool.take_events()), pool, {})
+    cells = Cells(trace)
+    cells.seek(0)
+    state = cells.encode()
+    assert (blocks[3], state["group"]) == (3, 4)
+    owners = np.frombuffer(state["data"][:4], np.uint16).tolist()
+    assert owners == [uid % 65_535, (uid + 65_536) % 65_535]
+    assert owners[0] != owners[1]
 
 
 @given(st.integers(0, 10**6), st.integers(2, 5))
