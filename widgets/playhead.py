@@ -39,7 +39,7 @@ class Looker(Protocol):
         """Send the whole state of this moment, if it has changed. Called by one thread at a time, the front's or one that acts."""
 
     def settled(self) -> None:
-        """Nothing has changed for a while."""
+        """Nothing has changed for a while, or nothing will: keep what is to stay. Called as `refresh` is."""
 
     def complain(self, error: BaseException) -> None:
         """Show an error that nobody else would see."""
@@ -71,7 +71,7 @@ class Playhead:
         )  # when what was last seen, and whether the views were told that it stays
         self._took: deque[float] = deque([0.0] * 3, maxlen=3)  # by the last looks of the ticker, in seconds of its thread's time
         if engine is not None:
-            engine.front.at_end(self._look)
+            engine.front.at_end(self._end)
 
     @classmethod
     def of(cls, source: Engine | Trace | Any) -> Playhead:
@@ -86,7 +86,7 @@ class Playhead:
             trace.playhead = cls(trace, None if source is trace else engine)
         elif trace.playhead._engine is None and source is not trace:  # noqa: SLF001 - its trace alone was shown before
             trace.playhead._engine = weakref.ref(engine)  # noqa: SLF001
-            engine.front.at_end(trace.playhead._look)  # noqa: SLF001
+            engine.front.at_end(trace.playhead._end)  # noqa: SLF001
         return trace.playhead
 
     # ── the moment ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -349,6 +349,13 @@ class Playhead:
                 self._changed = (*self._changed[:2], True)
                 for view in views:
                     _guarded(view, view.settled)
+
+    def _end(self) -> None:
+        """The engine's front ends: a last look, and last pictures whether anybody looks or not."""
+        with self.lock:
+            self._look()
+            for view in list(self._views):
+                _guarded(view, view.settled)
 
     def _tell_of_failures(self, views: list[Looker]) -> None:
         while self._replies and self._replies[0].answered:

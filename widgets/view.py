@@ -6,21 +6,26 @@ import json
 import logging
 import re
 import time
+import weakref
+from collections import deque
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import traitlets
 from IPython.core.getipython import get_ipython
 from IPython.display import display
 
-from nbengine.widgets.playhead import Playhead
+from nbengine.widgets.playhead import SHARE, Playhead
 from nbengine.widgets.still import Still
 
 log = logging.getLogger("nbengine")
 HERE = Path(__file__).parent
 IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+\.js)";\n', re.MULTILINE)
 PATIENCE = 20.0  # seconds that a front end which was sent something may take to say that it has drawn it
+CHEAP = 0.005  # seconds that a picture may take at the end of every cell; one that takes longer gets no more than its share of the time
 
 
 @cache
@@ -66,9 +71,13 @@ class View(Still):
         self._stamp: tuple[Any, ...] | None = None  # of what was last refreshed
         self._eyes: dict[str, bool] = {}  # by each place where it is drawn: whether that can be seen
         self._unseen_since: float | None = None  # when the first update was sent that no place has drawn yet
-        self._cells = _RunningCell()
+        self._cells = _RunningCell(self._cell_ended)
         self._picture: Any = None  # the display of the static picture
         self._pictured = ""
+        self._picture_stamp: tuple[Any, ...] | None = None  # of what it shows
+        self._picture_time = 0.0  # when it was last renewed
+        self._took: deque[float] = deque([0.0] * 3, maxlen=3)  # by the last pictures, in seconds of their thread's time
+        self._left = False  # by all places where it was drawn: nobody has its picture any more
         self.on_msg(self._hear)
         self.playhead.add(self)
 
@@ -116,11 +125,29 @@ class View(Still):
         self._show(frame)
 
     def settled(self) -> None:
-        if self._picture is not None:
-            bundle = self._still()
-            if bundle["image/svg+xml"] != self._pictured:
-                self._pictured = bundle["image/svg+xml"]
-                self._picture.update(bundle, raw=True)
+        """Bring the static picture up to date, if there is anything new to show. Called under the playhead's lock."""
+        if self._picture is None or self._left:
+            return
+        stamp = self.stamp()
+        if stamp == self._picture_stamp:
+            return
+        self._picture_stamp = stamp
+        bundle = self._still()
+        self._picture_time = time.monotonic()
+        if bundle["image/svg+xml"] != self._pictured:
+            self._pictured = bundle["image/svg+xml"]
+            self._picture.update(bundle, raw=True)
+
+    def _cell_ended(self) -> None:
+        """A notebook may be saved as it is now, whether anybody looks or not: so its picture is of now, unless it costs too much."""
+        cost = median(self._took)
+        if cost > CHEAP and time.monotonic() - self._picture_time < SHARE * cost:
+            return
+        with self.playhead.lock:
+            try:
+                self.settled()
+            except Exception as error:  # noqa: BLE001 - shown under the view: the cell that has ended has nothing to do with it
+                self.complain(error)
 
     def complain(self, error: BaseException) -> None:
         """Show an error under the view."""
@@ -150,7 +177,8 @@ class View(Still):
         """Send no more, and leave the static picture."""
         if self.comm is not None:
             self.playhead.remove(self)
-            self.settled()
+            with self.playhead.lock:
+                self.settled()
             self._eyes.clear()
             self._cells.forget()
             super().close()
@@ -168,14 +196,20 @@ class View(Still):
         if getattr(get_ipython(), "kernel", None) is None:
             print(repr(self))  # noqa: T201 - a terminal has nothing else to show it on
             return
-        bundle = self._repr_mimebundle_()
+        with self.playhead.lock:
+            self._picture_stamp, self._left = self.stamp(), False
+            bundle = self._repr_mimebundle_()
         self._pictured = bundle.pop("image/svg+xml")
         display(bundle, raw=True)
-        self._picture = display({"text/plain": "", "image/svg+xml": self._pictured}, raw=True, display_id=True)
+        still = {"text/plain": "", "image/svg+xml": self._pictured}
+        self._picture = display(still, raw=True, display_id=self.still)  # the same of all its displays, which so stay alike
 
     def _still(self) -> dict[str, str]:
         with self.playhead.lock:
-            return {"text/plain": repr(self), "image/svg+xml": self.named(self.picture())}
+            began = time.thread_time()
+            bundle = {"text/plain": repr(self), "image/svg+xml": self.named(self.picture())}
+            self._took.append(time.thread_time() - began)
+            return bundle
 
     # ── hearing ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -187,6 +221,7 @@ class View(Still):
             self._eyes[place] = bool(message["seen"])
         if message.get("gone"):
             self._eyes.pop(place, None)
+        self._left = bool(message.get("gone")) and not self._eyes
         if "press" in message:
             self._trouble = ""
             try:
@@ -200,9 +235,10 @@ class View(Still):
 
 
 class _RunningCell:
-    """Whether a cell runs, which may keep the kernel from hearing what a view's places say."""
+    """Whether a cell runs, which may keep the kernel from hearing what a view's places say; calls a method when one has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._then = weakref.WeakMethod(then)  # the shell, which calls this, keeps no view alive
         self.running = False
         self.ended = time.monotonic()
         self._shell = get_ipython()
@@ -222,3 +258,6 @@ class _RunningCell:
 
     def _end(self, _: Any = None) -> None:
         self.running, self.ended = False, time.monotonic()
+        then = self._then()
+        if then is not None:
+            then()

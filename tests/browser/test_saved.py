@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from base64 import b64decode
 from pathlib import Path
 
 import anywidget
@@ -23,8 +24,8 @@ PARAMS = SamplingParams(max_tokens=60, ignore_eos=True)
 CODE = """\
 %load_ext nbengine
 %engine load tales --num-gpu-blocks-override 64 --max-model-len 256 --out e
-%%generate -m 30 --ignore-eos --no-chat --seed 1\nOnce upon a time
 %blocks
+%%generate -m 30 --ignore-eos --no-chat --seed 1\nOnce upon a time
 %timeline
 %dashboard
 from nbengine.widgets import compare; compare(e.trace, e.trace)"""
@@ -125,6 +126,8 @@ def test_an_exported_notebook_shows_the_pictures_of_views_that_nobody_looked_at(
     assert [view.is_visible() for view in live.all()] == [False] * 3
     expect(page.locator(PICTURES).filter(visible=True)).to_have_count(3)
     assert page.locator(PICTURES).count() == 4  # the comparison is drawn, and its picture hidden
+    blocks = b64decode(page.locator(PICTURES).first.get_attribute("src").split(",")[1]).decode()
+    assert int(re.search(r"after record (-?\d+)", blocks)[1]) >= 29  # it was shown before the text was generated
     page.screenshot(path=shots / "exported.png", full_page=True)
     assert complaints == []
 

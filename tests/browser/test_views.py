@@ -397,6 +397,17 @@ def test_a_saved_notebook_shows_the_last_state_as_a_picture(ready, inside, block
     assert any("nbengine-still" in picture for picture in [page, *drawn])
 
 
+def test_a_saved_notebook_shows_the_last_state_of_a_view_that_was_scrolled_away(ready, inside):
+    ready.run("away = %blocks\naway")
+    ready.run("print(50 * 'line\\n')")
+    ready.run("e.generate('Once', SamplingParams(max_tokens=5)); None")
+    assert not inside.value("away.looked_at")
+    name, last = inside.value("away.still, e.trace.end - 1")
+    pictures = ["".join(o["data"].get("image/svg+xml", "")) for c in ready.save()["cells"] for o in c.get("outputs", []) if "data" in o]
+    assert f"after record {last} " in next(picture for picture in pictures if name in picture)
+    inside.run("away.close()")
+
+
 def test_a_closed_view_leaves_its_picture_and_a_cleared_output_stops_the_updates(ready, inside):
     cell = ready.run("v = %blocks\nv")
     expect(cell.box.locator("canvas.nbengine-cells")).to_be_visible()

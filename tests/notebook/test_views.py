@@ -78,6 +78,17 @@ def test_a_view_is_sent_only_while_somebody_looks(kernel):
     assert not updates(kernel, comm, run)
 
 
+def test_pictures_are_of_the_last_state_though_nobody_looks_and_alike_wherever_the_view_is_shown(kernel):
+    first, _ = open_view(kernel, "shown = %blocks\nshown")
+    again = kernel.run("shown")
+    assert first.display_ids == again.display_ids
+    [name] = first.display_ids
+    kernel.run("%generate -m 20 --ignore-eos --no-chat Once upon a time")
+    last = kernel.value("shown.playhead.trace.end - 1")
+    assert f"after record {last} " in kernel.displays[name]["image/svg+xml"]
+    assert not kernel.run("1").updates
+
+
 def test_a_press_is_answered_and_obeyed(kernel):
     _, comm = open_view(kernel, "%blocks")
     kernel.run("engine = get_ipython().find_line_magic('engine').__self__.session.engines['tales']")

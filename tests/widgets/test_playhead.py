@@ -13,7 +13,7 @@ import pytest
 
 from nbengine import Engine, SamplingParams
 from nbengine.widgets.playhead import SHARE, Playhead
-from nbengine.widgets.view import View
+from nbengine.widgets.view import CHEAP, View
 
 LONG = SamplingParams(max_tokens=600, ignore_eos=True, temperature=0)
 
@@ -39,6 +39,17 @@ class Counting(View):
 
 class Nobody:
     looked_at = False
+
+
+class Picture:
+    """The display of a picture: what it was brought up to date with."""
+
+    def __init__(self):
+        self.shown = []
+
+    def update(self, bundle, raw):
+        assert raw
+        self.shown.append(bundle["image/svg+xml"].split("<text>")[1].split("<")[0])
 
 
 def seen(view, seen=True, place="a"):
@@ -216,6 +227,81 @@ def test_closing_the_engine_brings_a_last_update(fresh_engine):
     assert view.frame["moment"]["status"] == "closed"
     assert view.frame["steps"] == fresh_engine.trace.end
     view.close()
+
+
+def test_a_picture_is_of_the_end_of_each_cell_that_changed_something_though_nobody_looks(fresh_engine):
+    view = Counting(fresh_engine)
+    view._picture = picture = Picture()
+    fresh_engine.generate("Once", SamplingParams(max_tokens=3))
+    view._cells._end()
+    assert picture.shown == [str(fresh_engine.trace.end - 1)]
+    view._cells._end()
+    assert len(picture.shown) == 1
+    fresh_engine.generate("Once", SamplingParams(max_tokens=3))
+    view._cells._end()
+    assert picture.shown[1:] == [str(fresh_engine.trace.end - 1)]
+    assert view.updates == 0
+    seen(view)
+    view._hear(view, {"place": "a", "gone": True}, [])  # its output was cleared
+    fresh_engine.generate("Once", SamplingParams(max_tokens=3))
+    view._cells._end()
+    assert len(picture.shown) == 2
+    seen(view, False)  # it is drawn again, out of sight
+    view._cells._end()
+    assert picture.shown[2:] == [str(fresh_engine.trace.end - 1)]
+    view.close()
+
+
+def test_costly_pictures_get_no_more_than_their_share_of_the_time(fresh_engine):
+    view = Counting(fresh_engine)
+    view._picture = picture = Picture()
+    view._took.extend([0.0, 10 * CHEAP, 0.0])  # one that is costly once holds nothing up
+    fresh_engine.generate("Once", SamplingParams(max_tokens=3))
+    view._cells._end()
+    assert len(picture.shown) == 1
+    view._took.extend([10 * CHEAP] * 3)
+    fresh_engine.generate("Once", SamplingParams(max_tokens=3))
+    view._cells._end()
+    assert len(picture.shown) == 1
+    view._picture_time -= 10 * CHEAP * SHARE
+    view._cells._end()
+    assert picture.shown[1:] == [str(fresh_engine.trace.end - 1)]
+    view.close()
+
+
+def test_closing_the_engine_brings_a_last_picture_though_nobody_looks(fresh_engine, until):
+    view = Counting(fresh_engine)
+    view._picture = picture = Picture()
+    seen(view)
+    until(lambda: view.updates == 1)
+    seen(view, False)
+    fresh_engine.generate("Once", SamplingParams(max_tokens=3))
+    fresh_engine.close()
+    assert picture.shown[-1] == str(fresh_engine.trace.end - 1)
+    view._cells._end()
+    assert len(picture.shown) == 1
+    view.close()
+
+
+def test_an_error_in_a_picture_is_shown_under_its_view_and_not_under_the_cell(fresh_engine):
+    view = Counting(fresh_engine)
+    view._picture = Picture()
+    view.picture = lambda: 1 / 0
+    fresh_engine.generate("Once", SamplingParams(max_tokens=3))
+    view._cells._end()
+    assert view.frame["trouble"].startswith("ZeroDivisionError")
+    del view.picture
+    view.close()
+
+
+def test_a_cell_that_ends_keeps_no_view_alive(fresh_engine):
+    view = Counting(fresh_engine)
+    cells, gone = view._cells, weakref.ref(view)
+    view.close()
+    del view
+    gc.collect()
+    assert gone() is None
+    cells._end()
 
 
 def test_a_recorded_trace_plays_by_itself_to_its_end_and_leaves_no_thread(engine, until):
