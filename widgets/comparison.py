@@ -126,17 +126,23 @@ class Comparison(Still):
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **kwargs: Any) -> Any:  # noqa: ARG002 - IPython's protocol
         made = super()._repr_mimebundle_(**kwargs)
         bundle: dict[str, Any] = dict(made[0] if isinstance(made, tuple) else made or {})
-        return {**bundle, "text/plain": repr(self), "image/svg+xml": self.named(self._picture())}
+        return {**bundle, **self._still()}
 
     def _ipython_display_(self) -> None:
         """The live view and, hidden where that shows, its picture."""
         if getattr(get_ipython(), "kernel", None) is None:
             print(repr(self))  # noqa: T201 - a terminal has nothing else to show it on
             return
+        if self.comm is None:  # it was closed: only the picture is left of it
+            display(self._still(), raw=True)
+            return
         bundle = self._repr_mimebundle_()
         picture = bundle.pop("image/svg+xml")
         display(bundle, raw=True)
         display({"text/plain": "", "image/svg+xml": picture}, raw=True)
+
+    def _still(self) -> dict[str, str]:
+        return {"text/plain": repr(self), "image/svg+xml": self.named(self._picture())}
 
 
 @checks_keywords()

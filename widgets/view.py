@@ -196,6 +196,9 @@ class View(Still):
         if getattr(get_ipython(), "kernel", None) is None:
             print(repr(self))  # noqa: T201 - a terminal has nothing else to show it on
             return
+        if self.comm is None:  # it was closed: only the picture is left of it
+            display(self._still(), raw=True)
+            return
         with self.playhead.lock:
             self._picture_stamp, self._left = self.stamp(), False
             bundle = self._repr_mimebundle_()

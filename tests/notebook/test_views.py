@@ -89,6 +89,22 @@ def test_pictures_are_of_the_last_state_though_nobody_looks_and_alike_wherever_t
     assert not kernel.run("1").updates
 
 
+@pytest.mark.parametrize("made", ["%blocks", "compare(engine, engine)"])
+def test_what_was_closed_is_shown_as_its_picture(kernel, made):
+    kernel.run(
+        "from nbengine.widgets import compare; engine = get_ipython().find_line_magic('engine').__self__.session.engines['tales']\n"
+        "engine.generate('Once');"
+    )
+    kernel.run(f"closed = {made}\nclosed.close()")
+    for cell in ("closed", "display(closed)"):
+        ran = kernel.run(cell)
+        assert (ran.err, ran.result) == ("", None)
+        [still] = ran.shown
+        assert still["image/svg+xml"].startswith('<svg class="nbengine-still-')
+        assert still["text/plain"].startswith("<")
+        assert SHOWN not in still
+
+
 def test_a_press_is_answered_and_obeyed(kernel):
     _, comm = open_view(kernel, "%blocks")
     kernel.run("engine = get_ipython().find_line_magic('engine').__self__.session.engines['tales']")
