@@ -351,8 +351,9 @@ class Playhead:
                     _guarded(view, view.settled)
 
     def _end(self) -> None:
-        """The engine's front ends: a last look, and last pictures whether anybody looks or not."""
+        """The engine's front ends, and with it what this moves by: a last look, and last pictures whether anybody looks or not."""
         with self.lock:
+            self._hold()
             self._look()
             for view in list(self._views):
                 _guarded(view, view.settled)

@@ -229,6 +229,23 @@ def test_closing_the_engine_brings_a_last_update(fresh_engine):
     view.close()
 
 
+def test_what_plays_through_the_record_stands_when_the_engine_is_closed_and_can_be_played_on(fresh_engine, until):
+    view = Counting(fresh_engine)
+    seen(view)
+    fresh_engine.generate("Once", SamplingParams(max_tokens=30, ignore_eos=True))
+    press(view, "seek", 3)
+    press(view, "speed", 5)
+    press(view, "resume")
+    until(lambda: view.frame["moment"]["playing"])
+    fresh_engine.close()
+    assert not view.playhead.playing
+    assert view.frame["moment"]["playing"] is False
+    at = view.playhead.number
+    press(view, "resume")
+    until(lambda: view.frame["moment"]["at"] > at)
+    view.close()
+
+
 def test_a_picture_is_of_the_end_of_each_cell_that_changed_something_though_nobody_looks(fresh_engine):
     view = Counting(fresh_engine)
     view._picture = picture = Picture()
