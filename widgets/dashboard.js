@@ -135,7 +135,6 @@ export function httpRows(stats, prefix = "") {
 function render({ model, el }) {
   const numbers = make("dl", { className: "nbengine-numbers" });
   const plot = make("div", { className: "nbengine-charts", role: "img", "aria-label": "Charts of what the engine did" });
-  const note = make("div", { className: "nbengine-quiet", role: "status" });
   const http = make("dl", { className: "nbengine-numbers nbengine-http", "aria-label": "HTTP traffic" });
   /** @type {any} */
   let library = null;
@@ -159,7 +158,6 @@ function render({ model, el }) {
         make("div", {}, make("dt", { textContent: what }), make("dd", { textContent: much })),
       ),
     );
-    note.textContent = sent.note;
     controls.draw(frame.saved ? null : sent.controls);
     if (frame.saved) frame.uncover(); // the picture has the charts
     strip.draw(unpack(sent.overview, sent.data), span);
@@ -237,7 +235,7 @@ function render({ model, el }) {
   let later = 0;
   const controls = buildControls(frame.press);
   el.classList.add("nbengine-dashboard");
-  frame.body.append(numbers, plot, strip.element, http, controls.element, note);
+  frame.body.append(numbers, plot, strip.element, http, controls.element);
   plot.textContent = frame.saved
     ? "The kernel brings what draws the charts. An exported notebook has a picture of them, and snapshot() of the view makes one."
     : "The charts are on their way.";

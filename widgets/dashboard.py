@@ -61,12 +61,9 @@ class Dashboard(View):
         self._changes = 0
         self._span: tuple[float, float] | None = None  # the stretch of time that is chosen
         self._pictures = charts == "pictures"
-        self._note = ""
         self._refreshed = 0.0
         self._settings: dict[str, Any] | None = None
         super().__init__(source)
-        if self.playhead.trace.capacity == 0 and not len(self.playhead.trace):
-            self._note = "This engine keeps no trace (trace_steps=0): make it without that to see what it does."
         for title, panel in (panels or {}).items():
             self.add_panel(title, panel)
 
@@ -151,7 +148,6 @@ class Dashboard(View):
             "numbers": self._numbers(columns),
             "controls": self._settings,
             "http": self._http(),
-            "note": self._note,
             **({"trouble": trouble} if trouble else {}),
         }
 

@@ -2,8 +2,8 @@
 // @ts-check
 
 /**
- * @typedef {{ first: number, last: number, at: number, live: boolean, playing: boolean, status: string, engine: boolean,
- *   speed: number | null, step: number | null, seconds: number, name: string }} Moment
+ * @typedef {{ first: number, last: number, at: number, live: boolean, traced: boolean, playing: boolean, status: string,
+ *   engine: boolean, speed: number | null, step: number | null, seconds: number, name: string }} Moment
  * @typedef {{ get(name: string): any, send(content: any): void, on(event: string, call: (...given: any[]) => void): void,
  *   off(event: string, call: (...given: any[]) => void): void }} Model
  * @typedef {{ body: HTMLElement, tools: HTMLElement, saved: boolean, press(name: string, value?: any): void, uncover(): void,
@@ -38,7 +38,7 @@ export function placeOf(speed) {
 /** @param {Moment} moment */
 export function momentText(moment) {
   const state = moment.engine || moment.status === "closed" || moment.status === "dead" ? `engine ${moment.status}` : "recorded trace";
-  if (moment.at < 0) return `${state}, no step yet`;
+  if (moment.at < 0) return moment.traced ? `${state}, no step yet` : state;
   const where = moment.live ? "" : ` · looking back: record ${moment.at} of ${moment.first} to ${moment.last}`;
   return `${state} · step ${moment.step} at ${moment.seconds.toFixed(2)} s${where}`;
 }
@@ -161,6 +161,7 @@ export function buildFrame({ model, el }, title, draw) {
   const status = make("span", { className: "nbengine-status", role: "status" });
   const tools = make("div", { className: "nbengine-tools" });
   const body = make("div", { className: "nbengine-body" });
+  const note = make("div", { className: "nbengine-quiet nbengine-note", role: "status" });
   const trouble = make("div", { className: "nbengine-trouble", role: "alert" });
   const hard = make("div", { className: "nbengine-hard", role: "status" });
   hard.textContent = "The kernel is busy with a cell and does not hear this button yet: it acts when the cell ends or awaits.";
@@ -185,6 +186,7 @@ export function buildFrame({ model, el }, title, draw) {
     hard,
     tools,
     body,
+    note,
     trouble,
   );
 
@@ -220,6 +222,7 @@ export function buildFrame({ model, el }, title, draw) {
       el.classList.remove("nbengine-empty");
     }
     show(frame.moment);
+    note.textContent = frame.note ?? "";
     trouble.textContent = frame.trouble ?? "";
     draw(frame);
     const now = performance.now();

@@ -107,6 +107,11 @@ class Playhead:
         return "running slowly" if self._moves is not None and self.live and status == "paused" else status
 
     @property
+    def traced(self) -> bool:
+        """Whether there is a record to show, or can be one."""
+        return self.trace.capacity > 0 or len(self.trace) > 0
+
+    @property
     def live(self) -> bool:
         """Whether it stays with the newest record."""
         return self._at is None
@@ -153,6 +158,7 @@ class Playhead:
             "last": self.trace.end - 1,
             "at": self.number,
             "live": self.live,
+            "traced": self.traced,
             "playing": self.playing,
             "status": self.status,
             "engine": engine is not None,

@@ -27,6 +27,13 @@ IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+\.js)";\n', re.MULTILINE)
 PATIENCE = 20.0  # seconds that a front end which was sent something may take to say that it has drawn it
 CHEAP = 0.005  # seconds that a picture may take at the end of every cell; one that takes longer gets no more than its share of the time
 
+UNTRACED = "This engine keeps no trace (trace_steps=0): make it without that to see what it does."
+EMPTY = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 656 32" width="656" role="img" style="max-width:100%" font-family="sans-serif" '
+    f'font-size="11" fill="#333333"><title>{UNTRACED}</title><rect width="100%" height="100%" fill="#ffffff"/>'
+    f'<text x="8" y="20">{UNTRACED}</text></svg>'
+)
+
 
 @cache
 def module(name: str) -> str:
@@ -68,6 +75,7 @@ class View(Still):
         self.frame: dict[str, Any] = {}  # all that is drawn, as it was last sent
         self.updates = 0  # how often it was sent
         self._trouble = ""
+        self._note = ""  # what there is to say beside it
         self._stamp: tuple[Any, ...] | None = None  # of what was last refreshed
         self._eyes: dict[str, bool] = {}  # by each place where it is drawn: whether that can be seen
         self._unseen_since: float | None = None  # when the first update was sent that no place has drawn yet
@@ -118,7 +126,8 @@ class View(Still):
         stamp = (*self.stamp(), self._trouble)
         if stamp == self._stamp:
             return
-        frame = {"moment": self.playhead.describe(), "trouble": self._trouble, **self.state()}
+        note = self._note or ("" if self.playhead.traced else UNTRACED)
+        frame = {"moment": self.playhead.describe(), "trouble": self._trouble, "note": note, **self.state()}
         self._stamp = stamp
         if frame == self.frame:
             return
@@ -171,7 +180,7 @@ class View(Still):
         from IPython.display import SVG
 
         with self.playhead.lock:
-            return SVG(data=self.picture())
+            return SVG(data=self._svg())
 
     def close(self) -> None:
         """Send no more, and leave the static picture."""
@@ -184,7 +193,7 @@ class View(Still):
             super().close()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self.summary()}>"
+        return f"<{type(self).__name__}: {self.summary() if self.playhead.traced else UNTRACED}>"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **kwargs: Any) -> Any:  # noqa: ARG002 - IPython's protocol
         made = super()._repr_mimebundle_(**kwargs)
@@ -210,9 +219,12 @@ class View(Still):
     def _still(self) -> dict[str, str]:
         with self.playhead.lock:
             began = time.thread_time()
-            bundle = {"text/plain": repr(self), "image/svg+xml": self.named(self.picture())}
+            bundle = {"text/plain": repr(self), "image/svg+xml": self.named(self._svg())}
             self._took.append(time.thread_time() - began)
             return bundle
+
+    def _svg(self) -> str:
+        return self.picture() if self.playhead.traced else EMPTY
 
     # ── hearing ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

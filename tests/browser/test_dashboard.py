@@ -136,7 +136,7 @@ def test_a_past_moment_is_marked_in_every_chart_until_it_is_live_again(notebook,
 
 
 def test_load_limits_and_policy_are_set_while_it_runs(notebook, board):
-    note = board.box.locator(".nbengine-body > [role=status]")
+    note = board.box.locator(".nbengine-note")
     board.box.get_by_label("Shape of the load").select_option("fixed")
     for label, value in (("Requests in a burst", "6"), ("Tokens in", "30"), ("Tokens out", "450")):
         board.box.get_by_label(label, exact=True).fill(value)

@@ -8,6 +8,7 @@ const moment = {
   last: 90,
   at: 90,
   live: true,
+  traced: true,
   playing: false,
   status: "running",
   engine: true,
@@ -54,6 +55,7 @@ test("the status says whether it is now or then", () => {
   assert.equal(momentText(moment), "engine running · step 88 at 1.50 s");
   assert.match(momentText({ ...moment, live: false, at: 40 }), /looking back: record 40 of 10 to 90/);
   assert.equal(momentText({ ...moment, engine: false, status: "recorded", at: -1 }), "recorded trace, no step yet");
+  assert.equal(momentText({ ...moment, traced: false, at: -1 }), "engine running"); // it keeps no steps, and may have made any number
 });
 
 test("a throttled call comes at once, then not too often, and the last one always", async () => {

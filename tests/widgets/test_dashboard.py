@@ -307,15 +307,6 @@ def test_an_open_dashboard_keeps_no_engine_alive_and_shows_its_last_state(until)
     board.close()
 
 
-def test_an_engine_that_keeps_no_trace_says_so(until):
-    with Engine("tales", num_gpu_blocks_override=64, max_model_len=256, trace_steps=0) as engine:
-        board = Dashboard(engine)
-        seen(board)
-        engine.generate("Once", SHORT)
-        until(lambda: "keeps no trace" in board.frame.get("note", ""))
-        board.close()
-
-
 def test_watching_brings_the_picture_up_to_date_without_widgets(engine, board, until):
     class Picture:
         updates = 0

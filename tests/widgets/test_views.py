@@ -13,7 +13,7 @@ from IPython.display import SVG
 from nbengine import Engine, SamplingParams
 from nbengine.blocks import BlockPool
 from nbengine.trace import SequenceInfo, StepRecord, Trace
-from nbengine.widgets import BlockTableView, Timeline
+from nbengine.widgets import BlockTableView, Dashboard, Timeline
 from nbengine.widgets.view import module, style
 
 PROMPT = "Once upon a time there was an old fox who lived in a hollow tree at the edge of the wood"
@@ -285,6 +285,19 @@ def test_a_script_and_what_it_imports_are_joined_into_one_module(name, tmp_path)
     assert done.stdout == "function function\n", done.stderr
     assert "http:" not in text.replace("http://www.w3.org", "")
     assert "https:" not in text + style(f"{name}.css")
+
+
+@pytest.mark.parametrize("view", [*VIEWS, Dashboard])
+def test_a_view_of_an_engine_that_keeps_no_trace_says_so(view):
+    with Engine("tales", num_gpu_blocks_override=64, max_model_len=256, trace_steps=0) as engine:
+        one = view(engine)
+        engine.generate("Once", SamplingParams(max_tokens=5))
+        frame = looked(one)
+        assert "keeps no trace (trace_steps=0)" in frame["note"]
+        assert frame["moment"]["traced"] is False
+        assert "keeps no trace" in repr(one)
+        assert "keeps no trace" in ET.fromstring(one.snapshot().data).find("{http://www.w3.org/2000/svg}title").text
+        one.close()
 
 
 def test_views_hold_no_tensors_and_no_engine(engine):
