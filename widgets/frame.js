@@ -169,7 +169,7 @@ export function buildFrame({ model, el }, title, draw) {
   const go = throttled(150, (/** @type {number | null} */ value) => press("speed", value));
   let dragging = false;
   scrub.addEventListener("pointerdown", () => (dragging = true));
-  scrub.addEventListener("change", () => (dragging = false));
+  for (const end of ["change", "pointerup", "pointercancel", "blur"]) scrub.addEventListener(end, () => (dragging = false));
   scrub.addEventListener("input", () => seek(Number(scrub.value)));
   const tellSpeed = () => {
     const value = speedAt(Number(speed.value));

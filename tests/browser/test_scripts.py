@@ -1,0 +1,105 @@
+"""The views' scripts in a page of their own: what they draw and send, with a model of this test's in place of a kernel's."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from playwright.sync_api import expect
+
+from nbengine.blocks import BlockPool
+from nbengine.trace import SequenceInfo, StepRecord, Trace
+from nbengine.widgets import BlockTableView
+from nbengine.widgets.view import module, style
+
+DRAW = """async ([text, css, still]) => {
+    document.head.appendChild(document.createElement('style')).textContent = css;
+    const { default: view } = await import(URL.createObjectURL(new Blob([text], { type: 'text/javascript' })));
+    const calls = [];
+    window.sent = [];
+    window.packed = null;
+    const model = {
+        get: name => ({ packed: window.packed, still })[name],
+        send: message => window.sent.push(message),
+        on: (name, call) => name === 'change:packed' && calls.push(call),
+        off: () => {},
+    };
+    window.take = (json, data) => {
+        window.packed = { json, data: new DataView(Uint8Array.from(atob(data), one => one.charCodeAt(0)).buffer) };
+        calls.forEach(call => call());
+    };
+    view.render({ model, el: document.body.appendChild(document.createElement('div')) });
+}"""
+
+
+class Drawn:
+    """A block table as a page draws it."""
+
+    def __init__(self, page, trace: Trace) -> None:
+        self.page, self.view, self.heard = page, BlockTableView(trace), 0
+        self.view._eyes["here"] = True
+        page.evaluate(DRAW, [module("block_table.js"), style("block_table.css"), self.view.still])
+        self.answer()
+
+    def answer(self) -> None:
+        """What the kernel does: hear what was pressed, and send what there is to show."""
+        sent = self.page.evaluate("window.sent")
+        for message in sent[self.heard :]:
+            self.view._hear(self.view, message, [])
+        self.heard = len(sent)
+        self.view.refresh()
+        packed = self.view.packed
+        self.page.evaluate("([json, data]) => window.take(json, data)", [packed["json"], base64.b64encode(packed["data"]).decode()])
+
+
+@pytest.fixture
+def draw(browser):
+    """Draw a trace's blocks."""
+    page, complaints, views = browser.new_page(viewport={"width": 900, "height": 1200}), [], []
+    page.on("pageerror", lambda error: complaints.append(error.message))
+
+    def draw(trace):
+        drawn = Drawn(page, trace)
+        views.append(drawn.view)
+        return drawn
+
+    yield draw
+    page.close()
+    for view in views:
+        view.close()
+    assert complaints == []
+
+
+def held(blocks, sequences, each=20):
+    """A trace of one step in which each sequence holds so many blocks."""
+    pool = BlockPool(blocks, 16)
+    trace = Trace(pool, 64)
+    uids = list(range(sequences))
+    for uid in uids:
+        trace.introduce(uid, SequenceInfo(f"r{uid}", 0, 10, 0.0, tokens=list(range(16 * each))))
+        for _ in range(each):
+            pool.take(uid)
+    go_on(trace, pool, uids, each * 16)
+    return trace, pool
+
+
+def go_on(trace, pool, uids, count=1):
+    record = StepRecord(trace.end, 0.01 * trace.end, uids=uids, counts=[count] * len(uids), events=pool.take_events())
+    record.starts.extend([0] * len(uids))
+    trace.add(record, pool, {})
+
+
+def test_a_press_on_the_sliders_thumb_that_moves_nothing_does_not_hold_it(draw):
+    trace, pool = held(64, 2, each=4)
+    for _ in range(50):
+        go_on(trace, pool, [0, 1])
+    blocks = draw(trace)
+    scrub = blocks.page.get_by_role("slider", name="Recorded step")
+    expect(scrub).to_have_value("50")
+    box = scrub.bounding_box()
+    blocks.page.mouse.click(box["x"] + box["width"] - 7, box["y"] + box["height"] / 2)
+    expect(scrub).to_have_value("50")
+    for _ in range(49):
+        go_on(trace, pool, [0, 1])
+    blocks.answer()
+    expect(scrub).to_have_value("99")
