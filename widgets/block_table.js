@@ -242,6 +242,12 @@ function listed(first, count) {
   return first.join(", ") + (count > first.length ? ` and ${count - first.length} more` : "");
 }
 
+/** Whether what the kernel knows is of what is pointed at: of a cell, or of one block of it.
+ * @param {any} facts @param {number | null} cell @param {number | null} block */
+export function areOf(facts, cell, block) {
+  return facts.cell === undefined ? facts.block === (block ?? cell) : block === null && facts.cell === cell;
+}
+
 /** What the kernel knows of a block, in words.
  * @param {any} facts @param {number} size */
 export function factsText(facts, size) {
@@ -280,6 +286,8 @@ function render({ model, el }) {
   let state = null;
   /** @type {number | null} */
   let pointed = null;
+  /** @type {number | null} */
+  let only = null; // the block that is pointed at, where its cell stands for several
   let focused = 0;
   let changedAt = new Float64Array(0);
   let drawn = 0;
@@ -304,7 +312,7 @@ function render({ model, el }) {
   frame.tools.append(make("label", {}, "Sequence ", chooser), level);
   chooser.disabled = frame.saved;
   frame.body.append(grid, legend, note, facts, head, table);
-  const inspect = throttled(100, (/** @type {number | null} */ cell) => frame.press("inspect", cell));
+  const inspect = throttled(100, () => (only === null ? frame.press("inspect", pointed) : frame.press("block", only)));
 
   const take = (/** @type {any} */ sent) => {
     const before = cells;
@@ -371,7 +379,7 @@ function render({ model, el }) {
       let entry = table.children[i];
       if (!entry) {
         entry = make("li", {}, make("button", { type: "button" }, make("span", {}), make("b", {})));
-        const point = () => pointAt(Number(entry.dataset.block));
+        const point = () => pointAtBlock(Number(entry.dataset.block));
         entry.firstChild.addEventListener("pointerenter", point);
         entry.firstChild.addEventListener("focus", point);
         table.append(entry);
@@ -398,7 +406,7 @@ function render({ model, el }) {
       return;
     }
     const known = state.facts;
-    if (!known || (known.cell ?? known.block) !== pointed) {
+    if (!known || !areOf(known, pointed, only)) {
       facts.replaceChildren(make("div", { textContent: cellText(cells, pointed) }));
       return;
     }
@@ -414,14 +422,20 @@ function render({ model, el }) {
     facts.replaceChildren(...lines);
   };
 
-  /** @param {number | null} cell in cells, which are blocks where each has one of its own */
-  const pointAt = (cell) => {
-    if (cell === pointed) return;
+  /** @param {number | null} cell in cells, which are blocks where each has one of its own
+   * @param {number | null} [block] the one that is meant, of a cell of several */
+  const pointAt = (cell, block = null) => {
+    if (cell === pointed && block === only) return;
     pointed = cell;
+    only = block;
     if (cell !== null) focused = cell;
-    inspect(cell);
+    inspect();
     tellFacts();
     later();
+  };
+  const pointAtBlock = (/** @type {number} */ block) => {
+    const group = cells ? cells.group : 1;
+    pointAt(Math.floor(block / group), group > 1 ? block : null);
   };
 
   // ── drawing

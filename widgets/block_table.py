@@ -22,7 +22,8 @@ TABLE = 512  # entries of a chosen sequence's table; of a longer one the beginni
 class BlockTableView(View):
     """Every physical KV block as a cell, coloured by the sequence that owns it, filled as far as its slots are used.
 
-    Hover or focus a cell for what is in it; choose a sequence to see its page table. `view.choose("r3")` does it from Python.
+    Hover or focus a cell for what is in it; choose a sequence to see its page table, whose entries tell of their blocks where a cell
+    stands for several. `view.choose("r3")` does it from Python.
 
     >>> BlockTableView(engine)                     # doctest: +SKIP
     >>> BlockTableView(Trace.load("run.trace"))    # doctest: +SKIP
@@ -35,7 +36,8 @@ class BlockTableView(View):
     @checks_keywords()
     def __init__(self, source: Engine | Trace) -> None:
         self._chosen: int | None = None
-        self._asked: int | None = None  # the block, or group of blocks, that somebody points at
+        self._asked: int | None = None  # the cell, a block or a group of blocks, that somebody points at
+        self._block: int | None = None  # or the one block, in a page table
         super().__init__(source)
 
     def choose(self, sequence: str | int | None) -> None:
@@ -52,7 +54,7 @@ class BlockTableView(View):
     # ── a View's ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def stamp(self) -> tuple[Any, ...]:
-        return (*super().stamp(), self._chosen, self._asked)
+        return (*super().stamp(), self._chosen, self._asked, self._block)
 
     def state(self) -> dict[str, Any]:
         cells = self._cells_now()
@@ -83,7 +85,10 @@ class BlockTableView(View):
         if name == "choose":
             self.choose(value)
         elif name == "inspect":
-            self._asked = as_int(value)
+            self._asked, self._block = as_int(value), None
+            self.playhead.look()
+        elif name == "block":
+            self._asked, self._block = None, as_int(value)
             self.playhead.look()
         else:
             super().act(name, value)
@@ -110,7 +115,9 @@ class BlockTableView(View):
         }
 
     def _facts(self, cells: Cells) -> dict[str, Any] | None:
-        """What is known of the cell that somebody points at."""
+        """What is known of the cell, or of the one block, that somebody points at."""
+        if self._block is not None:
+            return block_facts(cells, self._block) if 0 <= self._block < cells.num_blocks else None
         group = cells.group
         if self._asked is None or not 0 <= self._asked * group < cells.num_blocks:
             return None

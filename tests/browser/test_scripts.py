@@ -41,8 +41,13 @@ class Drawn:
         page.evaluate(DRAW, [module("block_table.js"), style("block_table.css"), self.view.still])
         self.answer()
 
+    def press(self) -> None:
+        """Wait until something is pressed, which the kernel then answers."""
+        self.page.wait_for_function("heard => window.sent.slice(heard).some(message => message.press)", arg=self.heard)
+        self.answer()
+
     def answer(self) -> None:
-        """What the kernel does: hear what was pressed, and send what there is to show."""
+        """What the kernel does: hear what was sent, and send what there is to show."""
         sent = self.page.evaluate("window.sent")
         for message in sent[self.heard :]:
             self.view._hear(self.view, message, [])
@@ -103,3 +108,23 @@ def test_a_press_on_the_sliders_thumb_that_moves_nothing_does_not_hold_it(draw):
         go_on(trace, pool, [0, 1])
     blocks.answer()
     expect(scrub).to_have_value("99")
+
+
+def test_an_entry_of_a_page_table_tells_of_its_own_block_in_a_pool_whose_cells_stand_for_several(draw):
+    trace, _ = held(72_619, 200)
+    blocks = draw(trace)
+    blocks.view.choose(15)
+    blocks.answer()
+    assert (blocks.view.frame["group"], blocks.view.frame["table"]["blocks"]) == (15, list(range(300, 320)))
+    facts = blocks.page.locator(".nbengine-facts")
+    blocks.page.get_by_role("button", name="is physical block 300").hover()
+    expect(facts).to_contain_text("blocks 300 to 314: 100 % held by r15")  # what is known without the kernel
+    blocks.press()
+    expect(facts).to_contain_text("block 300: held by r15 (its block 0), 1 reference, 16 of 16 slots used")
+    expect(facts.locator(".nbengine-tokens code")).to_have_count(16)
+    blocks.page.get_by_role("button", name="is physical block 319").focus()
+    blocks.press()
+    expect(facts).to_contain_text("block 319: held by r15 (its block 19)")
+    blocks.page.locator("canvas.nbengine-cells").focus()  # the cell of that block, and all that is in it
+    blocks.press()
+    expect(facts).to_contain_text("blocks 315 to 329: 15 held by r15, r16, 0 cached and free")

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import {
+  areOf,
   CACHED,
   cellAfter,
   cellAt,
@@ -146,6 +147,16 @@ test("what is known of a block reads as sentences", () => {
   assert.match(factsText({ ...group, sequences: 2 }, 16)[0], /by r1, r2, 0 cached/);
   const free = { ...facts, owners: [], references: 0, freed: [2, 0.01], taken: null };
   assert.match(factsText(free, 16)[1], /taken before this trace begins · let go 2 steps \(0.01 s\) ago/);
+});
+
+test("what the kernel tells is of the cell that is pointed at, or of the one block", () => {
+  assert.ok(areOf({ block: 3 }, 3, null)); // each block has a cell of its own
+  assert.ok(!areOf({ block: 4 }, 3, null));
+  assert.ok(areOf({ cell: 20, blocks: [300, 314] }, 20, null));
+  assert.ok(!areOf({ cell: 20, blocks: [300, 314] }, 20, 300));
+  assert.ok(areOf({ block: 300 }, 20, 300));
+  assert.ok(!areOf({ block: 301 }, 20, 300));
+  assert.ok(!areOf({ block: 20 }, 20, 300));
 });
 
 test("spaces and line ends are seen", () => {
