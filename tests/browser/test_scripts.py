@@ -128,3 +128,9 @@ def test_an_entry_of_a_page_table_tells_of_its_own_block_in_a_pool_whose_cells_s
     blocks.page.locator("canvas.nbengine-cells").focus()  # the cell of that block, and all that is in it
     blocks.press()
     expect(facts).to_contain_text("blocks 315 to 329: 15 held by r15, r16, 0 cached and free")
+
+
+def test_a_view_of_an_engine_that_keeps_no_trace_says_so_and_counts_no_steps(draw):
+    blocks = draw(Trace(BlockPool(64, 16), 0))
+    expect(blocks.page.locator(".nbengine-note")).to_contain_text("keeps no trace (trace_steps=0)")
+    expect(blocks.page.locator(".nbengine-status").first).not_to_contain_text("no step yet")
