@@ -13,7 +13,7 @@ from nbengine import Engine
 sys.path.append(str(Path(__file__).parents[1] / "scheduling"))  # kv_model, the model of a runner
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tales() -> Iterator[Engine]:
     """An engine that the tests of the views share."""
     with Engine("tales", num_gpu_blocks_override=256, max_model_len=1024) as engine:
