@@ -49,7 +49,7 @@ class Load:
             status="stepped",
             info=SimpleNamespace(max_num_seqs=1024, max_num_batched_tokens=16_384),
             stats=lambda: {"max_num_seqs": 1024, "max_num_batched_tokens": 16_384},
-            _scheduler=scheduler,
+            policy=scheduler.policy,
         )
         self.views = [kind(self.engine) for kind in VIEWS]
         loop._on_add(self.requests)  # noqa: SLF001 - as its thread would

@@ -162,6 +162,7 @@ def in_turn(front_end: FrontEnd, kinds: tuple[str, str], rounds: int, prepare: C
     for number in range(2 * rounds):
         kind = kinds[(number + number // 2) % 2]  # the order alternates too
         prepare(kind)
+        front_end.run("time.sleep(1)")  # views that are looked at again have caught up
         found[kind].append(front_end.run("result = run()", "result"))
         print(kind, {name: round(value, 3) for name, value in found[kind][-1].items()}, flush=True)
     return found

@@ -150,7 +150,7 @@ def test_load_limits_and_policy_are_set_while_it_runs(notebook, board):
     expect(note).to_contain_text(re.compile(r"r\d+ was cancelled"))
     board.box.get_by_role("button", name="Cancel all").click()
     expect(note).to_contain_text(re.compile(r"\d requests were cancelled"))
-    said = notebook.run("print(e.stats()['max_num_seqs'], type(e._scheduler.policy).__name__)")
+    said = notebook.run("print(e.stats()['max_num_seqs'], type(e.policy).__name__)")
     assert said.body.inner_text().split() == ["2", "StaticBatching"]
     board.box.get_by_label("max_num_seqs").fill("99")
     notebook.page.keyboard.press("Tab")

@@ -153,7 +153,7 @@ def test_a_policy_that_cannot_order_who_waits_is_refused_whole(engine, answer):
     requests = engine.submit_all(PROMPTS, GREEDY)
     with pytest.raises((TypeError, KeyError), match=r"answers key\(\) with what cannot be ordered|lt"):
         engine.use(policy=bad("key", lambda *_: answer))
-    assert type(engine._scheduler.policy) is policies["fcfs"]
+    assert type(engine.policy) is policies["fcfs"]
     assert all(s.place is not None for s in engine._scheduler.waiting)
     engine.resume()
     assert all(r.result(30).finished for r in requests)
