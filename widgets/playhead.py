@@ -24,6 +24,7 @@ FASTEST = 0.1  # seconds between two updates, at the least
 SHARE = 100  # and no more than a hundredth of the time goes into them, all views of an engine together
 USUAL = 10.0  # recorded steps a second, where nobody has chosen a speed
 SLOWEST, MOST = 0.2, 60.0  # steps a second that can be chosen
+LAST = 1.0  # seconds that the end of an engine waits for who has the lock
 
 M = TypeVar("M")
 
@@ -358,11 +359,15 @@ class Playhead:
 
     def _end(self) -> None:
         """The engine's front ends, and with it what this moves by: a last look, and last pictures whether anybody looks or not."""
-        with self.lock:
+        if not self.lock.acquire(timeout=LAST):  # whoever has it may be waiting for this: an engine is let go wherever garbage is found
+            return
+        try:
             self._hold()
             self._look()
             for view in list(self._views):
                 _guarded(view, view.settled)
+        finally:
+            self.lock.release()
 
     def _tell_of_failures(self, views: list[Looker]) -> None:
         while self._replies and self._replies[0].answered:

@@ -229,6 +229,15 @@ def test_closing_the_engine_brings_a_last_update(fresh_engine):
     view.close()
 
 
+def test_an_engine_ends_soon_though_its_views_are_held(fresh_engine):
+    view = Counting(fresh_engine)
+    with view.playhead.lock:  # as by a view that is looking when an engine is found to be garbage
+        began = time.monotonic()
+        fresh_engine.close()
+        assert time.monotonic() - began < 4.0
+    view.close()
+
+
 def test_what_plays_through_the_record_stands_when_the_engine_is_closed_and_can_be_played_on(fresh_engine, until):
     view = Counting(fresh_engine)
     seen(view)
