@@ -127,6 +127,7 @@ class EngineCore:
         self._stoppable = 0  # sequences that a token of theirs may end
         self._tied = 0  # sequences whose next token hangs on what the host knows of the last
         self._wanted_tokens = 0  # of a step, while steps are smaller because one found no memory
+        self._freed = False  # all that can be given back was, for a small step, and none has landed since
         self._steps_since = 0
         self._arrivals = 0
         self._uids = 0
@@ -253,9 +254,13 @@ class EngineCore:
             sampled = self.runner.sample()
         except DeviceLostError:
             raise
+        except DeviceMemoryError as error:
+            waited = perf_counter() - waits
+            return self._abandon(flight, error, waited) if self._flights else self._retreat(flight, error)
         except Exception as error:  # noqa: BLE001 - as above
             return self._abandon(flight, error, perf_counter() - waits)
         came = perf_counter()
+        self._freed = False
         self._device_s = sampled.device_s
         self._grow_again()
         updates = self.scheduler.commit(flight.batch, sampled)
@@ -264,17 +269,25 @@ class EngineCore:
         return updates
 
     def _retreat(self, flight: _Flight, error: Exception) -> list[Update]:
-        """A step found no memory: whoever was in it is computed again later, in smaller steps; if it was as small as can be, they end."""
+        """A step found no memory: whoever was in it is computed again later, in smaller steps; one that is as small as can be is
+        tried once more with all memory that can be given back, and then they end.
+        """
         tokens = flight.batch.num_tokens
-        if tokens <= LEAST_TOKENS:
+        if tokens > LEAST_TOKENS:
+            self._wanted_tokens = max(self._wanted_tokens, self.scheduler.max_num_batched_tokens)
+            self.scheduler.max_num_batched_tokens = max(tokens // 2, LEAST_TOKENS)
+            self._steps_since = 0
+            log.warning(
+                "a step of %d tokens found no memory on the device; steps are at most %d for a while",
+                tokens,
+                max(tokens // 2, LEAST_TOKENS),
+            )
+        elif self._freed:
             return self._abandon(flight, error)
+        else:
+            self._freed = True
+            log.warning("a step of %d tokens found no memory on the device; it is tried once more", tokens)
         self.runner.free()
-        self._wanted_tokens = max(self._wanted_tokens, self.scheduler.max_num_batched_tokens)
-        self.scheduler.max_num_batched_tokens = max(tokens // 2, LEAST_TOKENS)
-        self._steps_since = 0
-        log.warning(
-            "a step of %d tokens found no memory on the device; steps are at most %d for a while", tokens, max(tokens // 2, LEAST_TOKENS)
-        )
         self.scheduler.postpone(flight.batch)
         self._record(flight, 0.0, 0.0, 0.0)
         return []

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from nbengine.errors import DeviceLostError, DeviceMemoryError
+
+NO_MEMORY = re.compile(r"out of memory|ALLOC_FAILED|CUDA error 2\b|can't allocate memory")  # as the driver, its libraries and a CPU say it
 
 
 def told_apart(error: BaseException, device: torch.device) -> BaseException:
     """The error to raise in its place; itself where there is no better one."""
     if isinstance(error, torch.OutOfMemoryError):
         return DeviceMemoryError(str(error).split(". ")[0])
-    if device.type == "cuda" and isinstance(error, RuntimeError) and _lost(device):
+    if not isinstance(error, RuntimeError):
+        return error
+    first = (str(error).splitlines() or [""])[0]
+    if device.type == "cuda" and _lost(device):
         return DeviceLostError(
-            f"the GPU met an error after which it answers this process no more ({str(error).splitlines()[0]}). Restart the kernel; "
+            f"the GPU met an error after which it answers this process no more ({first}). Restart the kernel; "
             "nothing that runs on this GPU can go on without that"
         )
-    return error
+    return DeviceMemoryError(first) if NO_MEMORY.search(first) else error
 
 
 def _lost(device: torch.device) -> bool:

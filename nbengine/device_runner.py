@@ -87,13 +87,14 @@ class DeviceRunner:
         self.block_size = block_size
         self.tables = StateTables(max_rows, -(-max_model_len // block_size), device)
         self.sampler = DeviceSampler(loaded.vocab_size, max_rows, device, loaded.ops, self.tables)
-        self._staging = Staging(packed_size(max_rows, max_tokens, max_rows), max_rows, device)
+        room = max(max_tokens, max_rows)  # a step of one token a row may be padded to more rows than it may have tokens
+        self._staging = Staging(packed_size(max_rows, room, max_rows), max_rows, device)
         self.graphs: StepGraphs | None = None
         if cuda_graphs and self._staging.calls is not None:
             weights = loaded.weight_bytes // loaded.dtype.itemsize
             paying = paying_tokens(len(loaded.cache_layers), weights, multiprocessors(device))
             self.graphs = StepGraphs(max_rows, min(max_tokens, paying), self._staging.calls)
-        self._inputs = self._make_inputs(max_rows, max_tokens)
+        self._inputs = self._make_inputs(max_rows, room)
         self._samples = SampleInputs.empty(max_rows, device)
         self._hidden = torch.zeros((max_rows, loaded.hidden_size), dtype=loaded.dtype, device=device)
         self._drawn = torch.zeros(max_rows, dtype=torch.int64, device=device)
@@ -153,8 +154,13 @@ class DeviceRunner:
     def wait(self, place: int) -> None:
         """Wait for a step in flight, the oldest being at place 0; a cell that keeps Python busy gets a turn then, or else now and then."""
         ended = self._flights[place].slot.ended
-        if not ended.passed:
-            ended.wait()
+        try:
+            waits = not ended.passed
+            if waits:
+                ended.wait()
+        except RuntimeError as error:  # the first to hear of what went wrong in a step
+            raise told_apart(error, self.device) from None
+        if waits:
             self._let_go = perf_counter()
         elif perf_counter() > self._let_go + _TURN:
             with urgent():
@@ -164,7 +170,10 @@ class DeviceRunner:
     @property
     def ready(self) -> bool:
         """Whether `sample` would not wait."""
-        return bool(self._flights) and self._flights[0].slot.ended.passed
+        try:
+            return bool(self._flights) and self._flights[0].slot.ended.passed
+        except RuntimeError as error:
+            raise told_apart(error, self.device) from None
 
     def _update(self, batch: Batch, slot: Slot) -> torch.Tensor | None:
         """Send new rows and blocks for the tables; where they lie, if there are any."""

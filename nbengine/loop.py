@@ -16,6 +16,7 @@ from nbengine import collector, switch_interval
 from nbengine.bell import Reply
 from nbengine.core import EngineCore, NewRequest
 from nbengine.errors import DeviceLostError, EngineClosedError, EngineDeadError, EnginePausedError, NBEngineError, without_frames
+from nbengine.memory import empty_device_cache
 
 if TYPE_CHECKING:
     from nbengine.mailbox import Mailbox
@@ -121,7 +122,9 @@ class EngineLoop:
             request.fail(type(reason)(*reason.args), now)
         self.requests.clear()
         core = self.__dict__.pop("core", None)
-        if core is not None:
+        if core is None:
+            empty_device_cache()  # of what a load that failed or was interrupted had already brought
+        else:
             with contextlib.suppress(Exception):  # a loop that met an error may have left anything behind
                 for request_id in list(core.requests):
                     core.end(request_id)

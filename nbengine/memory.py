@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,15 @@ def _budget(config: EngineConfig, device: torch.device, free: int) -> int:
         total = torch.cuda.get_device_properties(device).total_memory
         return int(free - total * (1 - config.gpu_memory_utilization))  # the rest stays free for the user's own tensors
     return free // 4  # a notebook's kernel shares the machine's memory with everything else
+
+
+def empty_device_cache() -> None:
+    """Have torch give back what it keeps for later of a GPU, where it has begun to use one."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        with contextlib.suppress(RuntimeError):  # a GPU that is lost answers nothing
+            torch.cuda.empty_cache()
 
 
 def free_memory(device: torch.device) -> int:

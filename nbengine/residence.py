@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nbengine.errors import EnginePausedError
+from nbengine.memory import size
 from nbengine.step_inputs import CacheSpec, LayerCache
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Residence:
         self.empty_device_cache()
         try:
             self.allocate()
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError):  # a GPU's kinds, and a CPU's
             self.caches = []
             self.empty_device_cache()
             self.num_blocks = before
@@ -51,14 +52,24 @@ class Residence:
             raise MemoryError(f"a KV cache of {num_blocks} blocks does not fit; the engine keeps its {before}") from None
 
     def sleep(self, level: int) -> None:
-        """Give the cache back. On a GPU the weights too: to main memory (level 1), or altogether (level 2, anywhere)."""
-        self.caches = []
+        """Give the cache back. On a GPU the weights too: to main memory (level 1), or altogether (level 2, anywhere).
+
+        MemoryError where main memory has no room for them: then all is as before.
+        """
         if level == 2:
             self.model = self._away = None
             self.loaded.drop()
         elif self.device.type == "cuda" and self.model is not None:
+            try:
+                self.model.move(torch.device("cpu"))
+            except (RuntimeError, MemoryError) as error:
+                self.model.move(self.device)  # a part of it may have gone
+                raise MemoryError(
+                    f"main memory has no room for weights of {size(self.loaded.weight_bytes)} that come back fast ({error}); the engine is "
+                    "awake as before. sleep(level=2) drops them"
+                ) from None
             self._away, self.model = self.model, None
-            self._away.move(torch.device("cpu"))
+        self.caches = []
         self.empty_device_cache()
 
     def wake_up(self) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from nbengine.device_errors import told_apart
 from nbengine.residence import Residence
 from nbengine.sampler import Sampler
 from nbengine.step_inputs import StepInputs
@@ -60,14 +61,20 @@ class LocalRunner:
             self._tables[rows, columns] = blocks
         if len(batch.copies):
             self.loaded.ops.copy_blocks(self.residence.caches, torch.from_numpy(batch.copies).to(self.device))
-        with urgent(), self._threads.timed(batch.num_tokens) if self._threads else nullcontext():
-            self._launched = batch, self.residence.model.forward(self._inputs(batch), self.residence.caches)
+        try:
+            with urgent(), self._threads.timed(batch.num_tokens) if self._threads else nullcontext():
+                self._launched = batch, self.residence.model.forward(self._inputs(batch), self.residence.caches)
+        except RuntimeError as error:
+            raise told_apart(error, self.device) from None
 
     @torch.inference_mode()
     def sample(self, mask: Any = None) -> Sampled:
         """Draw the launched batch's tokens."""
-        with urgent():
-            return self._sample(mask)
+        try:
+            with urgent():
+                return self._sample(mask)
+        except RuntimeError as error:
+            raise told_apart(error, self.device) from None
 
     def _sample(self, mask: Any) -> Sampled:
         assert mask is None, "no structured output yet"

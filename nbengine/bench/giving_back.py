@@ -6,17 +6,17 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from time import perf_counter, sleep
+from typing import Any
 
 import torch
 
-from nbengine.bench.measure import Settings, asked, jobs_of, opened, run
+from nbengine import LLM
+from nbengine.bench.measure import Settings, asked, engine_options, jobs_of, opened, run
 from nbengine.bench.results import Results, say, table
-
-if TYPE_CHECKING:
-    from nbengine import LLM
+from nbengine.bench.shapes import model_folder
 
 ROUNDS = 20
 LIBRARIES = 20e6  # bytes that workspaces of libraries may keep
@@ -57,12 +57,16 @@ def measure(models: list[str], settings: Settings, results: Results, rounds: int
 
 def rounds_of(model: str, settings: Settings, rounds: int) -> dict[str, Any]:
     """Load, generate, close, again and again; every second and third round ends by an exception and an interrupt."""
-    before, after, running = memory(settings.device), [], (0, 0)
+    before, closed, after, running = memory(settings.device), [], [], (0, 0)
     for number in range(rounds):
         with contextlib.suppress(OurError, KeyboardInterrupt), opened(model, settings) as (llm, _):
-            run(llm, jobs_of("single", llm, settings, f"round {number}"))
-            running = memory(settings.device)
-            _end(llm, ENDINGS[number % len(ENDINGS)], settings)
+            try:
+                run(llm, jobs_of("single", llm, settings, f"round {number}"))
+                running = memory(settings.device)
+                _end(llm, ENDINGS[number % len(ENDINGS)], settings)
+            finally:
+                llm.close()
+                closed.append(memory(settings.device))  # before any garbage is collected
         after.append(memory(settings.device))
     say(
         f"{model}: {before[1] / 1e6:,.0f} MB reserved before, {after[0][1] / 1e6:,.0f} after one round, {after[-1][1] / 1e6:,.0f} after {rounds}"
@@ -70,23 +74,42 @@ def rounds_of(model: str, settings: Settings, rounds: int) -> dict[str, Any]:
     return {
         "model": model, "rounds": rounds, "before_MB": before[1] / 1e6, "running_MB": running[1] / 1e6, "after_MB": after[-1][1] / 1e6,
         "before_allocated_MB": before[0] / 1e6, "after_allocated_MB": after[-1][0] / 1e6,
-        "each_after_MB": [reserved / 1e6 for _, reserved in after], "returned": max(a - b for a, b in zip(after[-1], before, strict=True)) <= LIBRARIES,
+        "each_after_MB": [reserved / 1e6 for _, reserved in after], "each_closed_MB": [reserved / 1e6 for _, reserved in closed],
+        "after_interrupted_load_MB": _interrupted_load(model, settings) / 1e6,
+        "returned": max(a - b for a, b in zip(after[-1], before, strict=True)) <= LIBRARIES,
+        "returned_by_close": max(a - b for a, b in zip(closed[-1], before, strict=True)) <= LIBRARIES,
     }  # fmt: skip
+
+
+def _interrupted_load(model: str, settings: Settings) -> int:
+    """Bytes reserved after a load that somebody interrupted, at no particular place in it."""
+    path, options = model_folder(model, settings.folder), engine_options(model, settings)
+    with contextlib.suppress(KeyboardInterrupt), _interrupt(0.2):
+        LLM(str(path), **options).close()
+        sleep(1.0)  # it was quicker: there is nothing to give back
+    return memory(settings.device)[1]
 
 
 def _end(llm: LLM, how: str, settings: Settings) -> None:
     if how == "an exception":
         raise OurError
     if how == "an interrupt":
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever else this process has made of it
-        timer = threading.Timer(0.05, signal.raise_signal, (signal.SIGINT,))
-        timer.start()
-        try:
+        with _interrupt(0.05):
             while True:  # until it comes
                 llm.generate(*asked(jobs_of("single", llm, settings, "interrupted")), use_tqdm=False)
-        finally:
-            timer.join()
-            signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _interrupt(seconds: float) -> Iterator[None]:
+    """As the stop button does, so long after this begins."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever else this process has made of it
+    timer = threading.Timer(seconds, signal.raise_signal, (signal.SIGINT,))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def asleep(model: str, settings: Settings, level: int) -> dict[str, Any]:

@@ -54,8 +54,10 @@ def measure(
                 rows.append(results.add("switch", {"model": model, "switch": label, "error": f"{type(error).__name__}: {error}"}))
                 continue
             for name, rate in reached.items():
-                base.setdefault(name, rate)
-                row = {"model": model, "workload": name, "switch": label, "tok_s": rate, "all_on_is_faster_by": base[name] / rate}
+                if label == ALL_ON:
+                    base[name] = rate
+                faster = base[name] / rate if name in base else None  # everything on may have failed
+                row = {"model": model, "workload": name, "switch": label, "tok_s": rate, "all_on_is_faster_by": faster}
                 rows.append(results.add("switch", row))
                 say(f"{model} {name}, {label}: {rate:,.0f} tok/s")
     shown = [

@@ -85,7 +85,12 @@ def load_model(folder: Path, config: EngineConfig, max_model_len: Callable[[int]
     """Load a model as the engine's config says. `max_model_len` turns the checkpoint's limit into the engine's."""
     read = read_config(folder)
     device = pick_device(config.device)
+    invariant = _invariant(config, device)
     if not has_spec(read, config.model_impl):
+        if invariant:
+            raise ValueError(
+                "deterministic=True needs a model that nbengine's own code runs, and this one is run by transformers': leave it out"
+            )
         from nbengine.models.transformers_model import load_transformers_model
 
         return load_transformers_model(folder, read, config, device, progress)
@@ -93,7 +98,7 @@ def load_model(folder: Path, config: EngineConfig, max_model_len: Callable[[int]
     checkpoint = None if config.load_format == "dummy" else Checkpoint(folder)
     spec = believe_weights(spec, checkpoint)
     dtype = pick_dtype(config.dtype, spec.dtype, device, spec.parameter_count())
-    ops = Ops.default(device, invariant=_invariant(config, device))
+    ops = Ops.default(device, invariant=invariant)
     length = max_model_len(spec.max_position_embeddings)
 
     def build() -> Decoder:

@@ -10,6 +10,8 @@ from runner_cases import WISHES, tokens
 
 from nbengine import Engine, SamplingParams, startup
 from nbengine.device_runner import DeviceRunner
+from nbengine.ops import OP_NAMES
+from nbengine.step_graphs import StepGraphs
 
 PROMPTS = ["Once upon a time", "The fox", "The king had three sons, and", "In the middle of the forest there stood"]
 
@@ -125,3 +127,30 @@ def test_pausing_stepping_and_sleeping_land_what_is_in_flight(device_engine):
     engine.resume()
     again = engine.generate(PROMPTS[0], SamplingParams(max_tokens=200, ignore_eos=True, temperature=0))[0]
     assert request.result().outputs[0].token_ids == again.outputs[0].token_ids
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # the interpreter's random numbers
+def test_a_step_may_be_padded_to_more_rows_than_it_may_have_tokens(tiny, monkeypatch):
+    """With Triton's kernels as their interpreter runs them, and steps of the shapes of graphs that are not captured."""
+    used = set()
+
+    class Uncaptured(StepGraphs):
+        def run(self, shape, body):
+            used.add(shape)
+            body()
+
+    made = DeviceRunner.__init__
+
+    def make(self, loaded, **options):
+        made(self, loaded, **options)
+        self.graphs = Uncaptured(options["max_rows"], 0, None)
+
+    monkeypatch.setattr(startup, "_overlaps", lambda loaded: True)
+    monkeypatch.setattr(DeviceRunner, "__init__", make)
+    options = {"skip_tokenizer_init": True, "num_gpu_blocks_override": 64, "max_model_len": 64, "max_num_seqs": 32}
+    prompts = [{"prompt_token_ids": [5 + i]} for i in range(17)]
+    wishes = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    with Engine(tiny.folder, device="cpu", max_num_batched_tokens=20, ops=dict.fromkeys(OP_NAMES, "triton"), **options) as engine:
+        found = engine.generate(prompts, wishes)
+    assert (24, 24, True) in used
+    assert [len(one.outputs[0].token_ids) for one in found] == [3] * 17
