@@ -69,6 +69,10 @@ def plan_memory(
         blocks = config.kv_cache_memory_bytes // block_bytes
     else:
         blocks = min(useful, _budget(config, device, free) // block_bytes)
+    if blocks < 1 and config.kv_cache_memory_bytes is not None:
+        raise MemoryError(
+            f"no KV block fits: kv_cache_memory_bytes={config.kv_cache_memory_bytes} is less than one takes, {block_bytes} bytes: raise it"
+        )
     if blocks < 1:
         raise MemoryError(
             f"no KV block fits: one takes {size(block_bytes)}, and {size(free)} are free on {device} beside {size(weights)} of weights. "

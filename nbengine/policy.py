@@ -5,8 +5,10 @@ A policy reads sequences and never changes them. `Policy` itself is continuous b
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
+from difflib import get_close_matches
 from typing import Any
 
 from nbengine.checks import as_int, told
@@ -89,6 +91,7 @@ policies: dict[str, type[Policy]] = {
 }
 
 
+LIKE = 0.85  # of 1: so much alike, one name was meant for the other
 Blame = Callable[[Sequence | None, str], None]  # whose decision went wrong (None: everybody's), and how
 
 
@@ -188,10 +191,20 @@ def heeds_priority(policy: Policy) -> bool:
 
 def policy_named(policy: str | Policy | type[Policy]) -> Policy:
     """A policy by name, class or instance."""
-    if isinstance(policy, Policy):
-        return policy
     if isinstance(policy, type) and issubclass(policy, Policy):
-        return policy()
+        policy = policy()
+    if isinstance(policy, Policy):
+        _warn_of_misspelt(type(policy))
+        return policy
     if isinstance(policy, str) and policy in policies:
         return policies[policy]()
     raise ValueError(f"scheduling_policy must be one of {sorted(policies)}, a Policy or a Policy class, not {policy!r}")
+
+
+def _warn_of_misspelt(kind: type[Policy]) -> None:
+    """Say what nobody will ever call."""
+    asked = [name for name in vars(Policy) if not name.startswith("_")]
+    for name in dir(kind):
+        meant = [] if name.startswith("_") or hasattr(Policy, name) else get_close_matches(name, asked, 1, LIKE)
+        if meant and meant[0] not in vars(kind):
+            warnings.warn(f"the scheduler never calls {kind.__qualname__}.{name}(); did you mean {meant[0]}()?", stacklevel=4)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nbengine.trace import Trace
 
 NAMED = 400  # sequences; of more only their numbers are sent, so that the whole stays under 50 kB
+TOLD = 5  # names of sequences, where another was asked for
 TABLE = 512  # entries of a chosen sequence's table; of a longer one the beginning and the end
 
 
@@ -47,7 +48,8 @@ class BlockTableView(View):
             trace = self.playhead.trace
             uid = next((uid for uid in list(trace.sequences) if sequence_name(trace, uid) == sequence), None)
             if uid is None:
-                raise ValueError(f"no sequence is called {sequence!r} in this trace")
+                there = ", ".join(sequence_name(trace, uid) for uid in list(trace.sequences)[-TOLD:]) or "none"
+                raise ValueError(f"no sequence is called {sequence!r} in this trace; the last ones are {there}")
         self._chosen = uid
         self.playhead.look()
 

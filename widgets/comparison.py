@@ -47,7 +47,8 @@ class Side:
 
     def __init__(self, trace: Trace, label: str) -> None:
         if not len(trace):
-            raise ValueError(f"there is no step in the trace {label!r} yet: run its requests first")
+            why = "run its requests first" if trace.capacity else "its engine keeps no trace (trace_steps=0)"
+            raise ValueError(f"there is no step in the trace {label!r} yet: {why}")
         self.label = label
         self.truncated = trace.first > 0
         self.lanes: list[Lane] = lanes(trace)

@@ -151,7 +151,7 @@ class EngineCommands:
         engine = self._engine(given)
         if engine.status not in {"paused", "asleep", "closed", "dead"}:
             raise UsageError("%engine step: it moves a paused engine by hand: `%engine pause` first")
-        return Steps(engine.step(given.steps))
+        return Steps(engine.step(given.steps), kept=engine.trace.capacity > 0)
 
     def do_resume(self, given: argparse.Namespace) -> None:
         """Let a paused engine go on."""

@@ -82,7 +82,7 @@ class ModelList(Table):
 class Steps(Table):
     """What steps by hand did."""
 
-    def __init__(self, records: Sequence[StepRecord]) -> None:
+    def __init__(self, records: Sequence[StepRecord], *, kept: bool = True) -> None:
         self.records = list(records)
         rows = [
             [
@@ -98,7 +98,10 @@ class Steps(Table):
             for r in records
         ]
         head = ["step", "sequences", "prefill tokens", "decode tokens", "sampled", "waiting", "blocks used", "took"]
-        super().__init__(head, rows, empty="there is nothing to do: no request is waiting or running")
+        nothing = (
+            "there is nothing to do: no request is waiting or running" if kept else "this engine keeps no record of steps (trace_steps=0)"
+        )
+        super().__init__(head, rows, empty=nothing)
 
 
 def engine_dict(engine: Engine) -> dict[str, Any]:

@@ -79,9 +79,8 @@ class Server:
         here = f'OpenAI(base_url="{self.base_url}", api_key=server.api_key)'
         if self.socket is not None:
             here = f'OpenAI(base_url="{self.base_url}", api_key=server.api_key, http_client=httpx.Client(transport=httpx.HTTPTransport(uds="{self.socket}")))'
-        found = [("in this process", here)]
-        if self.socket is None:
-            found.append(("in another process of yours on this machine", "OpenAI(**nbengine.serve.client())"))
+        found = [] if self.socket is not None else [("in any process of yours on this machine", "OpenAI(**nbengine.serve.client())")]
+        found.append(("in this process, with this object as `server`", here))
         if (jupyter := jupyter_url()) is not None:
             found.append(("through the Jupyter server", f'OpenAI(base_url="{jupyter}nbengine/v1", api_key="<your Jupyter token>")'))
         return found

@@ -39,7 +39,7 @@ def test_what_cannot_be_is_refused_with_advice(monkeypatch):
         plan(monkeypatch, 8 << 30, num_gpu_blocks_override=9000)
     with pytest.raises(MemoryError, match=r"no KV block fits: one takes 1\.0 MiB, and 2\.0 MiB are free"):
         plan(monkeypatch, 2 << 20)
-    with pytest.raises(MemoryError, match="no KV block fits"):
+    with pytest.raises(MemoryError, match="no KV block fits: kv_cache_memory_bytes=100 is less than one takes, 1048576 bytes: raise it"):
         plan(monkeypatch, 8 << 30, kv_cache_memory_bytes=100)
 
 

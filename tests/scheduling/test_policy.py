@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 from kv_model import Simulation
 
@@ -15,6 +17,24 @@ def test_a_policy_goes_by_name_class_or_instance():
 def test_anything_else_is_refused_with_the_names_there_are(wrong):
     with pytest.raises(ValueError, match="fcfs"):
         policy_named(wrong)
+
+
+def test_a_misspelt_method_is_warned_of():
+    class Misspelt(Policy):
+        def chunks(self, sequence, budget):
+            return 1
+
+    class Whole(Policy):
+        def chunk(self, sequence, budget):
+            return min(budget, self.chunk_size())
+
+        def chunk_size(self):
+            return 1
+
+    with pytest.warns(UserWarning, match=r"never calls .*Misspelt\.chunks\(\); did you mean chunk\(\)\?"):
+        policy_named(Misspelt)
+    with warnings.catch_warnings(action="error"):
+        policy_named(Whole())
 
 
 def test_first_come_first_served_admits_in_order_of_arrival():

@@ -83,7 +83,10 @@ def test_engines_and_loaded_traces_are_taken_too(runs, engine, tmp_path):
 def test_bad_input_is_refused(runs, fresh_engine):
     with pytest.raises(TypeError, match="two traces or engines, not int"):
         compare(runs[0], 7)
-    with pytest.raises(ValueError, match="no step in the trace 'B' yet"):
+    with pytest.raises(ValueError, match="no step in the trace 'B' yet: run its requests first"):
+        compare(runs[0], fresh_engine)
+    fresh_engine.trace.capacity = 0
+    with pytest.raises(ValueError, match="no step in the trace 'B' yet: its engine keeps no trace"):
         compare(runs[0], fresh_engine)
     with pytest.raises(ValueError, match="two different names"):
         compare(*runs, labels=("x", "x"))

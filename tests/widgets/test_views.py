@@ -47,6 +47,13 @@ def crowd(blocks, sequences, steps=1):
     return trace
 
 
+def test_a_sequence_that_is_not_there_is_refused_with_some_that_are():
+    view = BlockTableView(crowd(100, 3))
+    with pytest.raises(ValueError, match="no sequence is called 'r7' in this trace; the last ones are r90000, r90001, r90002"):
+        view.choose("r7")
+    view.close()
+
+
 @pytest.mark.parametrize("sequences", [64, 256, 1024])
 def test_ten_thousand_blocks_are_sent_in_less_than_fifty_kilobytes(sequences):
     trace = crowd(10_000, sequences)
