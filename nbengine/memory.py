@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,9 +98,8 @@ def _budget(config: EngineConfig, device: torch.device, free: int) -> int:
 
 def empty_device_cache() -> None:
     """Have torch give back what it keeps for later of a GPU, where it has begun to use one."""
-    import torch
-
-    if torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
         with contextlib.suppress(RuntimeError):  # a GPU that is lost answers nothing
             torch.cuda.empty_cache()
 

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from IPython.core.getipython import get_ipython
-from IPython.display import display
+from IPython.display import DisplayHandle
 
 from nbengine.notebook import render
 
@@ -123,18 +123,21 @@ class PrintedView:
 
 
 class Shown:
-    """One display; sends nothing when nothing changed."""
+    """One display, once there is something in it; sends nothing when nothing changed."""
 
-    def __init__(self, bundle: render.Bundle) -> None:
-        self._bundle = bundle
-        self._handle: Any = display(bundle, raw=True, display_id=True)
+    def __init__(self, bundle: render.Bundle | None = None) -> None:
+        self._bundle: render.Bundle | None = None
+        self._handle: Any = DisplayHandle()
+        if bundle is not None:
+            self.update(bundle)
 
     def update(self, bundle: render.Bundle) -> int:
         """The bytes sent."""
         if bundle == self._bundle:
             return 0
-        self._bundle = bundle
-        self._handle.update(bundle, raw=True)
+        send = self._handle.display if self._bundle is None else self._handle.update
+        self._bundle = bundle  # first: an interrupt may come once it is there
+        send(bundle, raw=True)
         return len(json.dumps(bundle))
 
 

@@ -69,9 +69,11 @@ def load_engine(model: str, config: Mapping[str, Any], name: str) -> Engine:
     from IPython.core.getipython import get_ipython
 
     began = perf_counter()
+    shown = Shown() if in_kernel(get_ipython()) else None
     loading = Loading(model, config)
-    shown = Shown(_bundle(name, loading.progress, 0.0)) if in_kernel(get_ipython()) else None
     try:
+        if shown is not None:
+            shown.update(_bundle(name, loading.progress, 0.0))
         hear_interrupts()
         while not loading.over.wait(LOOK):
             if shown is not None:

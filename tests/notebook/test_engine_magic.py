@@ -94,7 +94,9 @@ def test_pause_step_and_resume_move_the_engine_by_hand(kernel):
 
 
 def test_steps_that_are_not_recorded_are_not_said_to_be_none(kernel):
-    kernel.run("%engine load tales --name brief --trace-steps 0 --num-gpu-blocks-override 64\n%engine pause\n%generate --bg -m 6 --out r Hello")
+    kernel.run(
+        "%engine load tales --name brief --trace-steps 0 --num-gpu-blocks-override 64\n%engine pause\n%generate --bg -m 6 --out r Hello"
+    )
     assert "keeps no record of steps (trace_steps=0)" in kernel.run("%engine step 3").text
     assert kernel.value("len(r.token_ids)") == 3
     kernel.run("%engine unload brief")
