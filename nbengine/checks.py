@@ -8,7 +8,9 @@ import json
 import operator
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -56,6 +58,24 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+def _hint(name: str, given: Mapping[str, Any], known: AbstractSet[str]) -> str:
+    """Where a keyword belongs that a function does not have, or the nearest one that it has."""
+    from nbengine.sampling_params import SamplingParams  # which needs this module
+
+    if not known.isdisjoint(("params", "sampling_params")):
+        sampling = {f.name for f in fields(SamplingParams) if f.init} - known
+        if name in sampling:
+            return f"; pass SamplingParams({as_keywords({key: value for key, value in given.items() if key in sampling})})"
+        if name == "prompt_token_ids":
+            return "; pass {'prompt_token_ids': [...]} as a prompt"
+    return nearest(name, known)
+
+
+def as_keywords(values: Mapping[Any, Any]) -> str:
+    """Values as they are written in a call: temperature=0, max_tokens=2."""
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
+
+
 def checks_keywords(**neutral: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Make a function name the nearest keyword when it is given an unknown one, and take neutral values of what is not built."""
 
@@ -66,7 +86,7 @@ def checks_keywords(**neutral: Any) -> Callable[[Callable[P, R]], Callable[P, R]
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             for name in kwargs.keys() - known:
                 if name not in neutral:
-                    raise TypeError(f"{function.__qualname__} has no parameter {name!r}{nearest(name, known | neutral.keys())}")
+                    raise TypeError(f"{function.__qualname__} has no parameter {name!r}{_hint(name, kwargs, known | neutral.keys())}")
                 if kwargs[name] != neutral[name]:
                     raise ValueError(f"{name}={kwargs[name]!r} is not supported yet; leave it out")
                 del kwargs[name]

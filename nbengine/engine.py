@@ -12,7 +12,7 @@ from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from nbengine.checks import as_int, checks_keywords
+from nbengine.checks import as_int, as_keywords, checks_keywords
 from nbengine.config import EngineConfig
 from nbengine.errors import EngineClosedError, NBEngineError
 from nbengine.front import Front
@@ -405,15 +405,18 @@ def spread(name: str, given: Any, count: int, kind: type) -> list[Any]:
     def fits(value: Any) -> bool:
         return isinstance(value, kind) and not isinstance(value, bool)
 
+    def advice(value: Any) -> str:
+        return f"; pass {kind.__name__}({as_keywords(value)})" if isinstance(value, Mapping) and value else ""
+
     if given is None or fits(given):
         return [given] * count
     if not isinstance(given, Sequence) or isinstance(given, str):
-        raise TypeError(f"{name} must be {kind.__name__}, or a list with one for each prompt, not {given!r}")
+        raise TypeError(f"{name} must be {kind.__name__}, or a list with one for each prompt, not {given!r}{advice(given)}")
     if len(given) != count:
         raise ValueError(f"{len(given)} {name} for {count} prompts: give one for all, or one for each")
     for value in given:
         if not fits(value):
-            raise TypeError(f"{name} must hold {kind.__name__}, not {value!r}")
+            raise TypeError(f"{name} must hold {kind.__name__}, not {value!r}{advice(value)}")
     return list(given)
 
 

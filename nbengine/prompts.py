@@ -63,6 +63,8 @@ def _parts(prompt: Any) -> tuple[str | None, Any]:
         if text is not None and not isinstance(text, str):
             raise TypeError(f"'prompt' must be a string, not {type(text).__name__}")
     elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
+        if prompt and isinstance(prompt[0], str | Mapping):
+            raise TypeError(f"a prompt must be {_FORMS}, not a list of prompts: that goes to generate(); submit() and stream() take one")
         text, tokens = None, prompt
     else:
         raise TypeError(f"a prompt must be {_FORMS}, not {type(prompt).__name__}")

@@ -28,6 +28,8 @@ PROMPTS = {
     "ids as text": ({"prompt_token_ids": "567"}, TypeError, "token ids must be a list of whole numbers, not str"),
     "ids as a number": ({"prompt_token_ids": 5}, TypeError, "token ids must be a list of whole numbers, not int"),
     "fractions": ({"prompt_token_ids": [5, 1.5]}, TypeError, "token ids must be whole numbers, not 1.5"),
+    "texts": (["The cat", "The dog"], TypeError, r"not a list of prompts: that goes to generate\(\); submit\(\) and stream\(\) take one"),
+    "dicts": ([{"prompt": "x"}], TypeError, r"not a list of prompts: that goes to generate\(\)"),
     "fractions in a plain list": ([5, 1.5], TypeError, "token ids must be whole numbers, not 1.5"),
     "truth": ({"prompt_token_ids": [5, True]}, TypeError, "token ids must be whole numbers, not True"),
     "text among ids": ({"prompt_token_ids": [5, "6"]}, TypeError, "token ids must be whole numbers, not '6'"),
@@ -169,6 +171,20 @@ def test_a_batch_with_one_wrong_part_queues_nothing(engine):
     for call in (engine.submit, engine.generate, engine.agenerate, engine.stream, engine.astream):
         with pytest.raises(TypeError, match="has no parameter 'prioritty'; did you mean 'priority'"):
             call("x", GREEDY, prioritty=1)
+
+
+def test_what_belongs_into_sampling_params_or_a_prompt_is_said_with_its_values(engine, tiny):
+    with LLM(str(tiny.folder), max_model_len=128, num_gpu_blocks_override=64) as llm:
+        for call in (engine.submit, engine.generate, engine.agenerate, engine.stream, engine.astream, llm.generate, llm.chat):
+            with pytest.raises(TypeError, match=r"has no parameter '\w+'; pass SamplingParams\(temperature=0, max_tokens=2\)$"):
+                call("x", temperature=0, max_tokens=2)
+        for call in (engine.generate, llm.generate):
+            with pytest.raises(TypeError, match=r"has no parameter 'prompt_token_ids'; pass {'prompt_token_ids': \[...\]} as a prompt$"):
+                call(prompt_token_ids=[5, 6])
+            with pytest.raises(TypeError, match=r"params must be SamplingParams, .*; pass SamplingParams\(max_tokens=3, stop='a'\)$"):
+                call("x", {"max_tokens": 3, "stop": "a"})
+            with pytest.raises(TypeError, match=r"params must hold SamplingParams, .*; pass SamplingParams\(max_tokens=3\)$"):
+                call(["x"], [{"max_tokens": 3}])
 
 
 def test_mistaken_kinds_of_ops_and_weights_say_what_to_pass(engine):
