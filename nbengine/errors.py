@@ -69,5 +69,10 @@ def without_frames(error: BaseException) -> BaseException:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'max_tokens'?` when one of the known names is close, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    close = closest(name, known)
+    return f"; did you mean {close!r}?" if close is not None else ""
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that this one is close to, if there is one."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)), None)

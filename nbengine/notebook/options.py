@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from IPython.core.error import UsageError
 
 from nbengine.config import EngineConfig
-from nbengine.errors import nearest
+from nbengine.errors import closest
 from nbengine.sampling_params import SamplingParams
 
 STYLES = ("text", "markdown", "json")
@@ -20,20 +20,34 @@ WORD = re.compile(r"""\s*((?:"(?:\\.|[^"\\])*"|'[^']*'|\\.|[^\s"'\\])+)""")
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
-class Parser(argparse.ArgumentParser):
-    """Raises UsageError, in one line that names the nearest option."""
+class CommandParser(argparse.ArgumentParser):
+    """Names the nearest option to one that it does not have."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(f"{message}{self.hint(message)}")
+
+    def hint(self, message: str) -> str:
+        """What an error of an unknown option should add; the dashes that all options share do not count."""
+        unknown = re.match(r"unrecognized arguments: -+([^\s=]+)", message)
+        names = {name.lstrip("-"): name for name in self.names()}
+        if unknown is None:
+            return ""
+        near = min((name for name in names if name.startswith(unknown[1])), key=len, default=None) or closest(unknown[1], names)
+        return f"; did you mean {names[near]!r}?" if near is not None else ""
+
+    def names(self) -> list[str]:
+        """Every option, long and short."""
+        return sorted(name for action in self._actions for name in action.option_strings)
+
+
+class Parser(CommandParser):
+    """A magic's: raises UsageError, in one line."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(add_help=False, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
 
     def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (-\S+)", message)
-        hint = nearest(unknown[1].partition("=")[0], self.names()) if unknown else ""
-        raise UsageError(f"{self.prog}: {message}{hint}")
-
-    def names(self) -> list[str]:
-        """Every option, long and short."""
-        return sorted(name for action in self._actions for name in action.option_strings)
+        raise UsageError(f"{self.prog}: {message}{self.hint(message)}")
 
     def parse_line(self, line: str) -> argparse.Namespace:
         """Options and arguments, quoted as in a shell."""
@@ -196,13 +210,15 @@ def add_config_options(parser: Parser) -> None:
         else:
             read = int if kind.startswith("int") else float if kind.startswith("float") else str
             parser.add_argument(option, type=read, default=None, metavar="TEXT" if read is str else "N", help=CONFIG_HELP[field.name])
+    parser.add_argument("--enforce-eager", action=argparse.BooleanOptionalAction, default=None, help="vLLM's word for --no-cuda-graphs")
     parser.add_argument("--tensor-parallel-size", type=int, default=None, metavar="N", help="1: more is not built yet")
     parser.add_argument("--quantization", default=None, metavar="TEXT", help="none is built yet")
 
 
 def config_values(given: argparse.Namespace) -> dict[str, Any]:
     """What was given of EngineConfig, by its names."""
-    names = [field.name for field in fields(EngineConfig) if field.name not in NOT_TYPED] + ["tensor_parallel_size", "quantization"]
+    names = [field.name for field in fields(EngineConfig) if field.name not in NOT_TYPED]
+    names += ["enforce_eager", "tensor_parallel_size", "quantization"]
     return {name: value for name in names if (value := getattr(given, name)) is not None}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import signal
@@ -23,10 +22,10 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 def main(argv: list[str] | None = None) -> int:
     """The whole command; its exit status."""
-    from nbengine.notebook.options import add_config_options, config_values
+    from nbengine.notebook.options import CommandParser, add_config_options, config_values
     from nbengine.serve.serve_options import ServeOptions
 
-    parser = argparse.ArgumentParser(prog="python -m nbengine.serve", description=__doc__)
+    parser = CommandParser(prog="python -m nbengine.serve", description=__doc__)
     parser.add_argument("model", help="a folder, a hub id such as Qwen/Qwen3-0.6B, or tales")
     parser.add_argument("--log-level", choices=LOG_LEVELS, default="info")
     add_serve_options(parser.add_argument_group("server"))  # type: ignore[arg-type]

@@ -26,13 +26,14 @@ def test_status_tells_model_device_memory_pool_and_requests(kernel):
 def test_loading_shows_phases_and_ends_in_one_line(kernel):
     seen = []
     message = kernel.start(
-        "%engine load tales --name second --num-gpu-blocks-override 64 --max-model-len 256 --no-enable-prefix-caching --out s"
+        "%engine load tales --name second --num-gpu-blocks-override 64 --max-model-len 256 --no-enable-prefix-caching --enforce-eager --out s"
     )
     ran = kernel.finish(message, lambda msg, ran: seen.append(str(msg["content"].get("data", {}).get("text/plain", ""))) and False)
     assert ran.status == "ok"
     assert next(text for text in seen if text).startswith("second: ")
     assert "second loaded in" in ran.shown[0]["text/plain"]
     assert kernel.value("(s.info.max_model_len, s.config.enable_prefix_caching, s.info.memory.num_blocks)") == (256, False, 64)
+    assert kernel.value("s.config.cuda_graphs") is False
 
 
 def test_a_load_can_be_interrupted_and_leaves_nothing(kernel):

@@ -140,6 +140,7 @@ def test_many_prompts_show_a_progress_bar_while_they_run(kernel):
     [
         ("%%generate --bogus\nhi", "--bogus"),
         ("%%generate --max-token 5\nhi", "did you mean '--max-tokens'"),
+        ("%%generate --temp 0\nhi", "did you mean '--temperature'"),
         ("%%generate -t hot\nhi", "invalid float value: 'hot'"),
         ("%%generate -t -1\nhi", "temperature must be"),
         ("%%generate --out 2x\nhi", "2x"),
@@ -159,6 +160,12 @@ def test_a_mistake_is_one_clear_line_and_an_error(kernel, cell, says):
     assert says in ran.err
     assert "Traceback" not in ran.err
     assert not ran.shown
+
+
+@pytest.mark.parametrize("option", ["--json", "--best-of=3", "--json-schema x"])
+def test_an_option_that_is_like_no_other_is_not_said_to_be_meant_as_one(kernel, option):
+    ran = kernel.run(f"%%generate {option}\nhi", check=False)
+    assert ran.evalue == f"%%generate: unrecognized arguments: {option}"
 
 
 def test_a_failing_cell_leaves_nothing_bound(kernel):

@@ -350,6 +350,12 @@ def command(tmp_path):
         process.communicate()
 
 
+def test_the_command_names_the_nearest_option(command):
+    process = command("tales", "--prt", "5")
+    assert "unrecognized arguments: --prt 5; did you mean '--port'?" in process.communicate(timeout=60)[1]
+    assert process.returncode == 2
+
+
 def test_the_command_says_loading_then_ready_and_goes_without_a_trace(command, tmp_path, until):
     key = tmp_path / "key"
     key.write_text(f"{KEY}\n")
