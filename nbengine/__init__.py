@@ -56,6 +56,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _exports:
         return getattr(import_module(_exports[name]), name)
+    from nbengine.vllm_names import OF_THE_PACKAGE, advice
+
+    if name in OF_THE_PACKAGE:  # `from nbengine import ...` would not show the text of an AttributeError
+        raise ImportError(f"cannot import name {name!r} from 'nbengine'{advice(name, OF_THE_PACKAGE)}", name=__name__)
     raise AttributeError(f"module 'nbengine' has no attribute {name!r}")
 
 

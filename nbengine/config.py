@@ -31,6 +31,19 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "limit_mm_per_prompt": (None,),
     "task": (None, "auto", "generate"),
     "runner": ("auto", "generate"),
+    "enable_sleep_mode": (True, False),
+    "async_scheduling": (None, True),
+    "compilation_config": (None, {}),
+    "max_seq_len_to_capture": (None, 8192),
+    "hf_overrides": (None, {}),
+    "served_model_name": (None,),
+}
+_INSTEAD = {  # what does here what some of these do
+    "async_scheduling": "overlap=False plans a step only after the one before it",
+    "compilation_config": "cuda_graphs=False does without CUDA graphs",
+    "max_seq_len_to_capture": "cuda_graphs=False does without CUDA graphs",
+    "hf_overrides": "change config.json in a copy of the model's folder",
+    "served_model_name": "engine.serve(served_model_name=...) takes it",
 }
 
 MOST_SEQUENCES = 1 << 16  # at once
@@ -103,7 +116,8 @@ class EngineConfig:
             if name in _NEUTRAL:
                 value = config.pop(name)
                 if not any(value == same and isinstance(value, bool) == isinstance(same, bool) for same in _NEUTRAL[name]):
-                    raise ValueError(f"{name}={value!r} is not supported yet; leave it at {_NEUTRAL[name][0]!r}")
+                    instead = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
+                    raise ValueError(f"{name}={value!r} is not supported yet; leave it at {_NEUTRAL[name][0]!r}{instead}")
             elif name not in known:
                 raise TypeError(f"unknown engine option {name!r}{nearest(name, [*known, *_NEUTRAL, 'enforce_eager'])}")
         if "dtype" in config:

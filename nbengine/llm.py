@@ -1,4 +1,4 @@
-"""The offline interface, as vLLM's: a script written for that runs here when its import line changes."""
+"""The offline interface, as vLLM's: a script that generates or chats with that runs here when its import line changes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from nbengine.checks import checks_keywords
 from nbengine.engine import Engine, as_list, spread
+from nbengine.metrics import Metric, metrics_of
 from nbengine.prompts import Prompt, chat_prompt
 from nbengine.sampling_params import RequestOutputKind, SamplingParams
+from nbengine.vllm_names import OF_LLM, advice
 from nbengine.waiting import wait_all
 
 if TYPE_CHECKING:
@@ -96,9 +98,9 @@ class LLM:
         """What prompts without params get: the model's own generation config."""
         return self.engine.default_params()
 
-    def get_metrics(self) -> dict[str, Any]:
-        """The engine's counters."""
-        return self.engine.stats()
+    def get_metrics(self) -> list[Metric]:
+        """The engine's counters, as vLLM gives them: each has a name and a value. `engine.stats()` has more."""
+        return metrics_of(self.engine.stats(), self.engine.config.model)
 
     def reset_prefix_cache(self) -> bool:
         """Forget every cached prefix."""
@@ -116,6 +118,11 @@ class LLM:
     def close(self) -> None:
         """End the engine and give all memory back."""
         self.engine.close()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(f"'LLM' object has no attribute {name!r}{advice(name, OF_LLM)}")
 
     def __enter__(self) -> Self:
         return self

@@ -133,11 +133,11 @@ def jobs_of(name: str, llm: LLM, settings: Settings, fresh: object) -> list[Job]
 def run(llm: LLM, jobs: list[Job]) -> Run:
     """All jobs at once through `LLM.generate`."""
     prompts, params = asked(jobs)
-    before = llm.get_metrics()
+    before = llm.engine.stats()
     began = perf_counter()
     outputs = llm.generate(prompts, params, use_tqdm=False)
     seconds = perf_counter() - began
-    after = llm.get_metrics()
+    after = llm.engine.stats()
     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
     assert tokens == sum(new for _, new in jobs), "an output is shorter or longer than what was asked for"
     return Run(seconds, tokens, len(jobs), after["steps"] - before["steps"], after["num_preemptions"] - before["num_preemptions"])

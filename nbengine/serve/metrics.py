@@ -10,24 +10,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
+from nbengine.metrics import COUNTERS, GAUGES
+
 if TYPE_CHECKING:
     from nbengine.engine import Engine
     from nbengine.serve.listener import Listener
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-GAUGES = {  # by their names in Engine.stats()
-    "num_running": ("num_requests_running", "Sequences that run"),
-    "num_waiting": ("num_requests_waiting", "Sequences that wait"),
-    "kv_cache_usage": ("kv_cache_usage_perc", "Share of the KV blocks that is used, from 0 to 1"),
-}
-COUNTERS = {
-    "prefix_cache_queries": ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache"),
-    "prefix_cache_hits": ("prefix_cache_hits", "Prompt tokens found there"),
-    "num_preemptions": ("num_preemptions", "Sequences that were preempted"),
-    "prompt_tokens": ("prompt_tokens", "Prompt tokens of sequences that were admitted"),
-    "generation_tokens": ("generation_tokens", "Tokens made"),
-    "steps": ("engine_steps", "Steps of the engine"),
-}
 REASONS = ("stop", "length", "abort", "error")
 
 
@@ -56,6 +45,7 @@ class _Collector(Collector):
             yield self._gauge(name, about, stats[key])
         for key, (name, about) in COUNTERS.items():
             yield self._counter(name, about, stats[key])
+        yield self._counter("engine_steps", "Steps of the engine", stats["steps"])
         states = GaugeMetricFamily("nbengine:engine_sleep_state", "1 for the state it is in", labels=["model_name", "sleep_state"])
         for state, level in (("awake", 0), ("weights_offloaded", 1), ("discard_all", 2)):
             states.add_metric([*self._model, state], float(engine.sleep_level == level))

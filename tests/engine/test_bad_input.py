@@ -245,7 +245,7 @@ def test_the_offline_interface_refuses_the_same(tiny):
             llm.chat(question, GREEDY, chat_template_kwargs="brief")
         with pytest.raises(ValueError, match="takes text only"):
             llm.chat([question, [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]], GREEDY)
-        assert llm.get_metrics()["steps"] == 0
+        assert llm.engine.stats()["steps"] == 0
     finally:
         llm.engine.close()
 

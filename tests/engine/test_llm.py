@@ -174,7 +174,7 @@ def test_results_stay_readable_after_close(tiny):
     assert len(request.result().outputs[0].token_ids) == 8
     assert request.text
     assert "closed" in repr(llm)
-    assert llm.get_metrics()["status"] == "closed"
+    assert llm.engine.status == "closed"
     assert len(llm.engine.trace) > 0
 
 

@@ -260,7 +260,7 @@ def test_the_engine_preempts_and_reuses_prefixes_without_a_difference(saved, nam
     try:
         assert ids_of(llm, prompts, greedy(24)) == expected
         assert ids_of(llm, prompts, greedy(24)) == expected
-        stats = llm.get_metrics()
+        stats = llm.engine.stats()
     finally:
         llm.engine.close()
     assert stats["num_preemptions"] > 0
