@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SHARE = 0.7  # of the measured capacity
 DECODING = 64  # requests that a long prompt meets
+FEW = 3  # tokens that each of these has before
 LONG = 30_000  # tokens
 LONG_CONTEXT = 32_768
 TIMES = ("first", "second")
@@ -119,7 +120,8 @@ def among_others(model: str, settings: Settings, *, chunked: bool) -> dict[str, 
         jobs = [(prompt[: 128 if not settings.quick else 16], new) for prompt, _ in _some(llm, decoding)]
         watched = [Arrivals(request) for request in llm.engine.submit_all(*asked(jobs))]
         _until_all_decode(watched)
-        time.sleep(0.02 if settings.quick else 0.5)
+        if not settings.quick:
+            time.sleep(0.5)
         arrived = perf_counter()
         long = _long(llm, tokens, "measured")
         long.result()
@@ -149,8 +151,9 @@ def _long(llm: LLM, tokens: int, fresh: object) -> Request:
 
 
 def _until_all_decode(watched: list[Arrivals]) -> None:
+    """And have done so a few times."""
     deadline = perf_counter() + 60
-    while not all(one.times for one in watched):
+    while not all(len(one.times) > FEW for one in watched):
         if perf_counter() > deadline:
             raise TimeoutError("the requests that are to decode had no token after a minute: is another program using the device?")
         time.sleep(0.001)
