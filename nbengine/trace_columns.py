@@ -49,12 +49,12 @@ class Columns:
     `read` takes in what is new. It holds no record but the last, and of the trace nothing.
     """
 
-    def __init__(self, num_blocks: int, capacity: int, rows: KnownRows | None = None) -> None:
+    def __init__(self, num_blocks: int, capacity: int, rows: KnownRows | None = None, *, sequences: int = 0) -> None:
         self.num_blocks = num_blocks
         self.capacity = max(1, capacity)
         self.origin: float | None = None  # of the time axis
         self._table = _Table(len(NAMES), self.capacity)
-        self._firsts = _Table(3, self.capacity)
+        self._firsts = _Table(3, max(self.capacity, sequences))  # a step may bring the first tokens of many
         self._last: StepRecord | None = None
         self._next = 0  # the number of the record to read next
         self._rows = rows
@@ -68,7 +68,7 @@ class Columns:
     @classmethod
     def of(cls, trace: Trace) -> Columns:
         """All that is in a trace."""
-        columns = cls(trace.num_blocks, 2 * max(len(trace), 1))
+        columns = cls(trace.num_blocks, 2 * max(len(trace), 1), sequences=len(trace.sequences))
         columns.read(trace)
         return columns
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kv_model import Simulation
 
@@ -118,6 +118,7 @@ def test_every_column_is_what_its_record_says(schedule):
 
 @settings(max_examples=40, deadline=None)
 @given(schedules)
+@example({"seed": 495, "num_blocks": 7, "policy": "fcfs", "operations": 8, "chunked_prefill": True})  # more sequences than steps
 def test_waits_for_tokens_are_those_between_the_ends_of_their_steps(schedule):
     trace = run(schedule).core.trace
     columns = Columns.of(trace)

@@ -95,6 +95,9 @@ def shorten(body):
         body.pop(name, None)
     if not body.get("stream"):
         body.pop("stream_options", None)
+    for message in body.get("messages") or []:
+        for name in message.keys() - {"role", "content"}:
+            del message[name]  # which no template reads
     if isinstance(body.get("prompt"), list):
         body["prompt"] = "Once upon a time"  # ids of any size, of which a small vocabulary has few
 
