@@ -86,6 +86,10 @@ class PoolState:
         table.pop()
         if not table:
             del self.tables[uid]
+        self._let_go(block)
+
+    def _let_go(self, block: int) -> None:
+        """One table fewer has it."""
         self.references[block] -= 1
         if self.references[block] == 0:
             self.copied.pop(block, None)

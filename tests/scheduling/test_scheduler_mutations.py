@@ -255,10 +255,4 @@ def free_anywhere(self, block, uid):
     table.remove(block)
     if not table:
         del self.tables[uid]
-    self.references[block] -= 1
-    if self.references[block] == 0:
-        self.copied.pop(block, None)
-        if self.hashes[block] is None:
-            self.blank.append(block)
-        else:
-            self.cached[block] = None
+    self._let_go(block)
