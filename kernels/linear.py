@@ -82,10 +82,18 @@ def _ways(x: torch.Tensor, outs: int) -> tuple[bool, bool]:
 
 def _few_tiles(rows: int, outs: int, width: int) -> tuple[int, int, int, int]:
     """Numbers of the product that a program makes, of the width that it takes at a time, stages, warps; tried on an H200."""
-    if rows == 1 and width > 8192:
-        return 8, 512, 3, 4
-    if rows == 1 and width >= 2048:
-        return (1, 4096, 1, 8) if width >= 4096 else (1, 2048, 1, 4)
+    if rows == 1:
+        if width <= 1024:
+            return 4, 1024, 1, 4
+        if width < 2048:
+            return 4, 2048, 1, 8 if outs <= 8192 else 4
+        if width < 3072:
+            return 1, 2048, 1, 4
+        if width <= 8192:
+            return 1, 4096, 1, 8
+        if width <= 16384:
+            return 1, 16384, 1, 8
+        return (1, 32768, 1, 16) if width <= 32768 else (2, 1024, 3, 4)
     if rows == 2 and width >= 4096:
         return (4, 512, 3, 4) if outs > 8192 else (1, 2048, 1, 4)
     return 2, 1024, 1, 4

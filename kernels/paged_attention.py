@@ -352,9 +352,14 @@ def _make_plan(
     plan_attention_kernel[(1,)](
         inputs.query_starts, inputs.context_lens, plan.work, plan.arrived, rows, rows * kv_heads, chunks, places, window or 0, block_queries,
         decodes=chunks > 0, prefills=blocks > 0, fewest=2 if chunked else 1, least=_LEAST_CHUNK, overhead=_OVERHEAD, tile=tile,
-        block=(block := next_power_of_2(rows)), num_warps=min(max(block // 64, 4), 16), **chained(device),
+        block=(block := _plan_block(rows)), num_warps=min(max(block // 64, 4), 16), **chained(device),
     )  # fmt: skip
     return plan
+
+
+def _plan_block(rows: int) -> int:
+    """How many rows the planning program has room for: few sizes, each of which is compiled for itself."""
+    return next(size for size in (16, 256, next_power_of_2(rows)) if size >= rows)
 
 
 @jit(do_not_specialize=("rows", "counters", "chunks", "places", "window", "queries"))

@@ -29,7 +29,7 @@ def told_apart(error: BaseException, device: torch.device) -> BaseException:
 def _lost(device: torch.device) -> bool:
     """Whether the card fails at everything now: such an error stays until the process ends."""
     try:
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
     except RuntimeError:
         return True
     return False

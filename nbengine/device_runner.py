@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +17,7 @@ import torch
 from nbengine.batch import Batch
 from nbengine.device_errors import told_apart
 from nbengine.device_sampler import DeviceSampler, Drawing
+from nbengine.errors import DeviceLostError
 from nbengine.kernels._triton import multiprocessors
 from nbengine.kernels.prepare_step import HEADER, SampleInputs, packed_size
 from nbengine.kernels.update_tables import ROW
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from nbengine.models.loading import LoadedModel
     from nbengine.sampler import LogprobTensors
 
+log = logging.getLogger("nbengine")
 _SCORED = 256  # prompt positions whose logits are held together
 
 
@@ -78,7 +81,7 @@ class DeviceRunner:
     ) -> None:
         device = self.device = loaded.device
         if device.type == "cuda":
-            torch.cuda.synchronize(device)  # the weights were brought by another stream
+            torch.cuda.current_stream(device).synchronize()  # which brought the weights
             torch.cuda.set_device(device)
             torch.cuda.set_stream(torch.cuda.Stream(device))
         self.loaded = loaded
@@ -341,7 +344,11 @@ class DeviceRunner:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Have the kernels of a prompt's step and of a token's compiled, loaded and captured, on steps of nobody's rows."""
+        """Have what a prompt's step and a token's need compiled and loaded, and the graphs of decoding captured, on steps of nobody's rows.
+
+        They take a few tenths of a second together. Later each would hold up a step, and while a graph is captured CUDA lets no
+        thread wait for the whole device: whoever loads a model waits for that anyway.
+        """
         if self.device.type != "cuda" or not self.ops.capturable:
             return  # a reference reads what nobody's rows do not have
         nobody = np.zeros(0, np.int32)
@@ -352,12 +359,22 @@ class DeviceRunner:
         for shape in (1, tokens), (1, 1):
             self._send(batch, slot, *shape, 1)
             self._run_and_draw(*shape)
-            if graphs is not None:
-                for _ in range(2):  # counted as run, then captured
-                    graphs.run((*shape, True), partial(self._run_and_draw, *shape))
         slot.ended.set()
         slot.ended.wait()
         self._staging.give_back(slot)
+        if graphs is not None:
+            self._capture_ahead(graphs, [*((size, size) for size in reversed(graphs.sizes)), (1, tokens)])
+
+    def _capture_ahead(self, graphs: StepGraphs, shapes: list[tuple[int, int]]) -> None:
+        """Capture the largest first, in whose memory the others find room."""
+        try:
+            for shape in shapes:
+                graphs.capture((*shape, True), partial(self._run_and_draw, *shape))
+        except RuntimeError as error:
+            found = told_apart(error, self.device)
+            if isinstance(found, DeviceLostError):
+                raise found from None
+            log.info("CUDA graphs are captured as steps need them: %s", found)
 
     def free(self) -> None:
         """Give back what can be made again, for a step that found no memory."""
@@ -398,7 +415,7 @@ class DeviceRunner:
         for name in ("sampler", "tables", "_staging", "_inputs", "_samples", "_hidden", "_drawn"):
             self.__dict__.pop(name, None)
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()
             torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001 - there is no public call that gives them back
             torch._C._host_emptyCache()  # noqa: SLF001 - likewise, of pinned main memory
         self.residence.close()

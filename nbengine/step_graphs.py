@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # rows of a step in which each computes one token
 SIZES = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
-# rows and tokens of any other, so few shapes that under load all are captured soon: each is slow the first two times
+# rows and tokens of any other, so few shapes that under load all are captured soon: each is slow the first time
 MIXED_ROWS = (1, 8, 32, 128, 256)
 MIXED_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2304)
 LAUNCH = 0.4e-3  # seconds that the launches of a layer take
@@ -29,9 +29,10 @@ def paying_tokens(layers: int, weights: int, multiprocessors: int) -> int:
 
 
 class StepGraphs:
-    """A graph for each shape that steps are padded to, captured when it is needed a second time; all share one pool of memory.
+    """A graph for each shape that steps are padded to, captured when it is first needed; all share one pool of memory.
 
-    The first time, the step simply runs: what it needs is compiled then. What a graph reads and writes must stay where it is.
+    Kernels are compiled and loaded on the way. Where one cannot be loaded during a capture, the step simply runs, and the next one
+    of its shape is captured. What a graph reads and writes must stay where it is.
     """
 
     def __init__(self, max_rows: int, mixed_tokens: int, calls: CudaCalls) -> None:
@@ -39,7 +40,9 @@ class StepGraphs:
         self.sizes = [size for size in SIZES if size < max_rows] + [max_rows]
         self.rows = [rows for rows in MIXED_ROWS if rows <= max_rows]
         self.tokens = [tokens for tokens in MIXED_TOKENS if tokens <= mixed_tokens]
-        self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._failed: list[torch.cuda.CUDAGraph] = []  # kept: where the GPU is lost, to free one would end the process
+        self._ran: set[Hashable] = set()  # shapes whose first capture failed
         self._handles: dict[Hashable, int] = {}
         self._pool: Any = None
 
@@ -57,26 +60,33 @@ class StepGraphs:
 
     def run(self, shape: Hashable, body: Callable[[], None]) -> None:
         """Run the body of this shape, from its graph if there is one."""
-        handle = self._handles.get(shape)
-        if handle is not None:
-            self._calls.launch(handle)
-            return
-        with urgent():
-            if shape not in self._graphs:
-                self._graphs[shape] = None
-                body()
-            else:
-                self._graphs[shape] = graph = self._capture(body)
-                self._handles[shape] = graph.raw_cuda_graph_exec()
-                graph.replay()
+        if shape not in self._handles:
+            with urgent():
+                try:
+                    self.capture(shape, body)
+                except RuntimeError:
+                    if shape in self._ran:
+                        raise
+                    self._ran.add(shape)
+                    body()  # which raises it again if it was no matter of the capture
+                    return
+        self._calls.launch(self._handles[shape])
+
+    def capture(self, shape: Hashable, body: Callable[[], None]) -> None:
+        """Have a graph of this shape from now on; nothing runs."""
+        graph = self._captured(body)
+        self._handles[shape] = graph.raw_cuda_graph_exec()
+        self._graphs[shape] = graph
 
     def clear(self) -> None:
         """Forget all: something that they read or write has moved."""
         self._handles.clear()
         self._graphs.clear()
+        self._ran.clear()
+        self._failed.clear()
         self._pool = None
 
-    def _capture(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def _captured(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
@@ -84,6 +94,7 @@ class StepGraphs:
         try:
             body()
         except BaseException:
+            self._failed.append(graph)
             with contextlib.suppress(RuntimeError):  # what the body met is told, not that the capture is incomplete
                 graph.capture_end()
             raise

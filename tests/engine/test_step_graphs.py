@@ -1,5 +1,6 @@
 """The shapes that steps are padded to. The graphs themselves are tested in tests/gpu."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,3 +37,60 @@ def test_what_takes_longer_to_compute_than_to_launch_is_not_captured():
     assert 400 < paying_tokens(32, 8_000_000_000, 132) < 512
     assert paying_tokens(28, 600_000_000, 132) > 2304
     assert paying_tokens(28, 600_000_000, 40) < 2304  # a T4
+
+
+class Recorded(StepGraphs):
+    """Captures without a GPU, and keeps what was done."""
+
+    def __init__(self, max_rows):
+        super().__init__(max_rows, 0, Calls(self))
+        self.log = []
+
+    def _captured(self, body):
+        body(capturing=True)
+        return Graph()
+
+
+class Graph:
+    def raw_cuda_graph_exec(self):
+        return id(self)
+
+
+class Calls:
+    def __init__(self, graphs):
+        self.graphs = graphs
+
+    def launch(self, handle):
+        self.graphs.log.append("replayed")
+
+
+def body_of(graphs, fails):
+    def body(capturing=False):
+        graphs.log.append("captured" if capturing else "run")
+        if fails(capturing):
+            raise RuntimeError("not now")
+
+    return body
+
+
+def test_a_shape_is_captured_when_it_is_first_needed_and_replayed_from_then_on():
+    graphs = Recorded(8)
+    body = body_of(graphs, lambda capturing: False)
+    graphs.run((4, 4, True), body)
+    graphs.run((4, 4, True), body)
+    assert graphs.log == ["captured", "replayed", "replayed"]
+    graphs.clear()
+    graphs.run((4, 4, True), body)
+    assert graphs.log[3:] == ["captured", "replayed"]
+
+
+def test_what_cannot_be_captured_the_first_time_is_run_and_the_second_failure_is_told():
+    graphs = Recorded(8)
+    graphs.run((4, 4, True), body_of(graphs, lambda capturing: capturing))
+    assert graphs.log == ["captured", "run"]
+    with pytest.raises(RuntimeError, match="not now"):
+        graphs.run((4, 4, True), body_of(graphs, lambda capturing: capturing))
+    graphs.run((4, 4, True), body_of(graphs, lambda capturing: False))
+    assert graphs.log[3:] == ["captured", "replayed"]
+    with pytest.raises(RuntimeError, match="not now"):  # no matter of the capture
+        graphs.run((8, 8, True), body_of(graphs, lambda capturing: True))

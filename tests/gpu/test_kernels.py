@@ -193,7 +193,9 @@ def test_a_captured_step_stays_right_when_its_lengths_change():
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 16, 17, 33, 63, 64, 65])
-@pytest.mark.parametrize(("width", "outs"), [(63, 33), (128, 257), (1000, 4096), (4096, 6144), (14336, 1024), (1, 1)])
+@pytest.mark.parametrize(
+    ("width", "outs"), [(63, 33), (128, 257), (1000, 4096), (1536, 9000), (4096, 6144), (14336, 1024), (20000, 64), (1, 1)]
+)
 @pytest.mark.parametrize("biased", [False, True])
 def test_products(random, rows, width, outs, biased):
     args = (random(rows, width), random(outs, width), random(outs) if biased else None)

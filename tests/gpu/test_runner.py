@@ -23,6 +23,7 @@ from nbengine.bench.shapes import SHAPES
 from nbengine.cuda_calls import CudaCalls
 from nbengine.device_runner import DeviceRunner
 from nbengine.errors import RequestError
+from nbengine.step_graphs import StepGraphs
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine")]
 
@@ -83,6 +84,28 @@ def test_float32_gives_the_tokens_of_the_cpu(params):
             found.append(tokens(engine.generate(PROMPTS, SamplingParams(max_tokens=40, **params))))
     for other in found[1:]:  # float32 sums are not the same everywhere, and now and then a draw stands right at an edge
         assert sum(one != two for one, two in zip(found[0], other, strict=True)) <= len(PROMPTS) // 12
+
+
+def test_the_graphs_of_decoding_are_captured_while_the_model_is_loaded(monkeypatch):
+    """Not later: a step would wait for it, and CUDA lets no other thread wait for the device meanwhile."""
+    captured = []
+    capture = StepGraphs.capture
+
+    def noting(self, shape, body):
+        captured.append(shape)
+        capture(self, shape, body)
+
+    monkeypatch.setattr(StepGraphs, "capture", noting)
+    found = []
+    for options in ({}, {"cuda_graphs": False}):
+        with Engine("tales", dtype="float32", max_num_seqs=24, **SMALL, **options) as engine:
+            if not options:
+                assert {(size, size, True) for size in (1, 2, 4, 8, 16, 24)} <= {*captured}
+                captured.clear()
+            params = [SamplingParams(temperature=0, max_tokens=20 + 3 * row, ignore_eos=True) for row in range(24)]
+            found.append(tokens(engine.generate(PROMPTS, params)))
+    assert not [shape for shape in captured if shape[0] == shape[1]]
+    assert sum(one != other for one, other in zip(*found, strict=True)) <= 2
 
 
 @pytest.mark.parametrize("params", [{"temperature": 0}, {"seed": 3, "n": 2, "repetition_penalty": 1.2}], ids="-".join)
@@ -269,19 +292,28 @@ def test_it_would_cost_more_with_the_switch_interval_left_as_it_is(model_of_two_
     assert row["lost"] > row["allowed"], row
 
 
-def test_a_sticky_error_marks_the_engine_dead_and_says_to_restart():
+@pytest.mark.parametrize("place", ["_send", "_launch"])
+def test_a_sticky_error_marks_the_engine_dead_and_says_to_restart(place):
+    """Whether a call that follows hears of it, or who waits for a step that is already in flight."""
     code = """
+import sys
 import torch
 from nbengine import Engine, SamplingParams
 from nbengine.device_runner import DeviceRunner
 from nbengine.errors import EngineDeadError
 engine = Engine("tales", max_model_len=256, kv_cache_memory_bytes=1 << 26)
 engine.generate("Once")
-original = DeviceRunner._send
-def send(self, *about):
+PLACE = sys.argv[1]
+original = getattr(DeviceRunner, PLACE)
+def spoil():
     torch.zeros(4, device="cuda")[torch.tensor([9], device="cuda")] += 1  # out of bounds: an assertion on the device
+def spoilt(self, *about):
+    if PLACE == "_send":
+        spoil()
     original(self, *about)
-DeviceRunner._send = send
+    if PLACE == "_launch":
+        spoil()
+setattr(DeviceRunner, PLACE, spoilt)
 try:
     engine.generate("Twice")
 except EngineDeadError as error:
@@ -290,7 +322,7 @@ assert engine.status == "dead"
 engine.close()
 print("CLOSED")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code, place], capture_output=True, text=True, timeout=120, check=False)
     assert "TOLD" in done.stdout, done.stdout + done.stderr[-2000:]
     assert "Restart the kernel" in done.stdout
     assert "CLOSED" in done.stdout, done.stdout + done.stderr[-2000:]

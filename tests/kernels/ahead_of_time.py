@@ -120,7 +120,8 @@ def calls(dtype: torch.dtype, *, every: bool) -> list[tuple[str, tuple[Any, ...]
         if every:
             step = attention_step([(1, 50), (40, 60)], 14, 2, head_dim, dtype)
             found.extend((op, (*step, 0.1, 40, 30.0)) for op in ("paged_attention", "paged_attention_invariant"))
-    for rows, width, outs in ((1, 4096, 6144), (2, 4096, 4096), (7, 4096, 1024), (16, 14336, 4096)):
+    alone = [(1, width, 1024) for width in (1000, 1536, 2048, 14336, 20000)]
+    for rows, width, outs in ((1, 4096, 6144), (2, 4096, 4096), (7, 4096, 1024), (16, 14336, 4096), *alone):
         found.extend((op, (zeros(rows, width), zeros(outs, width), zeros(outs))) for op in ("linear", "linear_invariant"))
     ones = torch.ones(4)
     found.append(("sample", (torch.zeros(4, 150000), ones, ones.long(), ones, ones, ones.long(), ones.long())))
