@@ -17,7 +17,7 @@ import torch
 from nbengine.batch import Batch
 from nbengine.device_errors import told_apart
 from nbengine.device_sampler import DeviceSampler, Drawing
-from nbengine.errors import DeviceLostError
+from nbengine.errors import DeviceMemoryError
 from nbengine.kernels._triton import multiprocessors
 from nbengine.kernels.prepare_step import HEADER, SampleInputs, packed_size
 from nbengine.kernels.update_tables import ROW
@@ -346,35 +346,33 @@ class DeviceRunner:
     def warm_up(self) -> None:
         """Have what a prompt's step and a token's need compiled and loaded, and the graphs of decoding captured, on steps of nobody's rows.
 
-        They take a few tenths of a second together. Later each would hold up a step, and while a graph is captured CUDA lets no
-        thread wait for the whole device: whoever loads a model waits for that anyway.
+        The graphs take less than a second together. Later each would hold up a step, and while one is captured CUDA lets no thread
+        wait for the whole device: whoever loads a model waits for that anyway.
         """
         if self.device.type != "cuda" or not self.ops.capturable:
             return  # a reference reads what nobody's rows do not have
         nobody = np.zeros(0, np.int32)
         batch = Batch(0, nobody, nobody, nobody, nobody, nobody.reshape(0, 4), nobody.reshape(0, 2), nobody, nobody)
         slot = self._staging.take()
-        tokens = min(_WARM_TOKENS, len(self._inputs.tokens))
         graphs = self._usable_graphs()
-        for shape in (1, tokens), (1, 1):
-            self._send(batch, slot, *shape, 1)
-            self._run_and_draw(*shape)
-        slot.ended.set()
-        slot.ended.wait()
-        self._staging.give_back(slot)
-        if graphs is not None:
-            self._capture_ahead(graphs, [*((size, size) for size in reversed(graphs.sizes)), (1, tokens)])
-
-    def _capture_ahead(self, graphs: StepGraphs, shapes: list[tuple[int, int]]) -> None:
-        """Capture the largest first, in whose memory the others find room."""
+        sizes = graphs.sizes[1:] if graphs is not None else []
+        needed = [(1, min(_WARM_TOKENS, len(self._inputs.tokens))), (1, 1)]
         try:
-            for shape in shapes:
-                graphs.capture((*shape, True), partial(self._run_and_draw, *shape))
+            for shape in needed + [(size, size) for size in reversed(sizes)]:  # in the memory of the largest the others find room
+                self._send(batch, slot, *shape, shape[0])
+                self._run_and_draw(*shape)
+                if graphs is not None:
+                    graphs.capture((*shape, True), partial(self._run_and_draw, *shape))
         except RuntimeError as error:
             found = told_apart(error, self.device)
-            if isinstance(found, DeviceLostError):
+            if not isinstance(found, DeviceMemoryError):
                 raise found from None
-            log.info("CUDA graphs are captured as steps need them: %s", found)
+            self.free()
+            log.info("there is no memory to capture all CUDA graphs ahead: steps capture what they need (%s)", found)
+        finally:
+            slot.ended.set()
+            slot.ended.wait()
+            self._staging.give_back(slot)
 
     def free(self) -> None:
         """Give back what can be made again, for a step that found no memory."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # rows of a step in which each computes one token
 SIZES = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
-# rows and tokens of any other, so few shapes that under load all are captured soon: each is slow the first time
+# rows and tokens of any other, so few shapes that under load all are captured soon: each is slow the first two times
 MIXED_ROWS = (1, 8, 32, 128, 256)
 MIXED_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2304)
 LAUNCH = 0.4e-3  # seconds that the launches of a layer take
@@ -29,10 +29,10 @@ def paying_tokens(layers: int, weights: int, multiprocessors: int) -> int:
 
 
 class StepGraphs:
-    """A graph for each shape that steps are padded to, captured when it is first needed; all share one pool of memory.
+    """A graph for each shape that steps are padded to, captured ahead or when it is needed a second time; all share one pool of memory.
 
-    Kernels are compiled and loaded on the way. Where one cannot be loaded during a capture, the step simply runs, and the next one
-    of its shape is captured. What a graph reads and writes must stay where it is.
+    The first time, the step simply runs: what it needs is compiled and loaded then, which is not always possible during a capture.
+    What a graph reads and writes must stay where it is.
     """
 
     def __init__(self, max_rows: int, mixed_tokens: int, calls: CudaCalls) -> None:
@@ -42,7 +42,7 @@ class StepGraphs:
         self.tokens = [tokens for tokens in MIXED_TOKENS if tokens <= mixed_tokens]
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._failed: list[torch.cuda.CUDAGraph] = []  # kept: where the GPU is lost, to free one would end the process
-        self._ran: set[Hashable] = set()  # shapes whose first capture failed
+        self._ran: set[Hashable] = set()  # shapes that were run and have no graph yet
         self._handles: dict[Hashable, int] = {}
         self._pool: Any = None
 
@@ -62,14 +62,11 @@ class StepGraphs:
         """Run the body of this shape, from its graph if there is one."""
         if shape not in self._handles:
             with urgent():
-                try:
-                    self.capture(shape, body)
-                except RuntimeError:
-                    if shape in self._ran:
-                        raise
+                if shape not in self._ran:
                     self._ran.add(shape)
-                    body()  # which raises it again if it was no matter of the capture
+                    body()
                     return
+                self.capture(shape, body)
         self._calls.launch(self._handles[shape])
 
     def capture(self, shape: Hashable, body: Callable[[], None]) -> None:
@@ -95,6 +92,7 @@ class StepGraphs:
             body()
         except BaseException:
             self._failed.append(graph)
+            self._pool = None  # a capture that ends badly may leave it unusable
             with contextlib.suppress(RuntimeError):  # what the body met is told, not that the capture is incomplete
                 graph.capture_end()
             raise

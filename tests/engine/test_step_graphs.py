@@ -64,33 +64,36 @@ class Calls:
         self.graphs.log.append("replayed")
 
 
-def body_of(graphs, fails):
+def body_of(graphs, fails=False):
     def body(capturing=False):
         graphs.log.append("captured" if capturing else "run")
-        if fails(capturing):
+        if fails:
             raise RuntimeError("not now")
 
     return body
 
 
-def test_a_shape_is_captured_when_it_is_first_needed_and_replayed_from_then_on():
+def test_a_shape_is_run_then_captured_and_replayed_from_then_on():
     graphs = Recorded(8)
-    body = body_of(graphs, lambda capturing: False)
-    graphs.run((4, 4, True), body)
-    graphs.run((4, 4, True), body)
-    assert graphs.log == ["captured", "replayed", "replayed"]
+    for _ in range(4):
+        graphs.run((4, 4, True), body_of(graphs))
+    assert graphs.log == ["run", "captured", "replayed", "replayed", "replayed"]
     graphs.clear()
-    graphs.run((4, 4, True), body)
-    assert graphs.log[3:] == ["captured", "replayed"]
+    graphs.run((4, 4, True), body_of(graphs))
+    assert graphs.log[5:] == ["run"]
 
 
-def test_what_cannot_be_captured_the_first_time_is_run_and_the_second_failure_is_told():
+def test_one_that_was_captured_ahead_is_replayed_at_once():
     graphs = Recorded(8)
-    graphs.run((4, 4, True), body_of(graphs, lambda capturing: capturing))
-    assert graphs.log == ["captured", "run"]
+    graphs.capture((4, 4, True), body_of(graphs))
+    graphs.run((4, 4, True), body_of(graphs))
+    assert graphs.log == ["captured", "replayed"]
+
+
+def test_what_goes_wrong_in_a_capture_is_told_and_the_next_step_tries_again():
+    graphs = Recorded(8)
+    graphs.run((4, 4, True), body_of(graphs))
     with pytest.raises(RuntimeError, match="not now"):
-        graphs.run((4, 4, True), body_of(graphs, lambda capturing: capturing))
-    graphs.run((4, 4, True), body_of(graphs, lambda capturing: False))
-    assert graphs.log[3:] == ["captured", "replayed"]
-    with pytest.raises(RuntimeError, match="not now"):  # no matter of the capture
-        graphs.run((8, 8, True), body_of(graphs, lambda capturing: True))
+        graphs.run((4, 4, True), body_of(graphs, fails=True))
+    graphs.run((4, 4, True), body_of(graphs))
+    assert graphs.log == ["run", "captured", "captured", "replayed"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -245,11 +246,15 @@ def test_an_engine_runs_on_them_and_draws_the_same_tokens():
 
 @pytest.mark.parametrize("params", [{"temperature": 0}, {"seed": 3, "n": 2, "repetition_penalty": 1.2}], ids="-".join)
 def test_steps_padded_to_the_shapes_of_graphs_give_the_same_tokens(monkeypatch, params):
-    shapes, made = [], []
+    shapes, ahead, made = [], [], []
 
     class Padded(StepGraphs):
         def run(self, shape, body):
             shapes.append(shape[:2])
+            body()
+
+        def capture(self, shape, body):
+            ahead.append(shape[:2])
             body()
 
     class Runner(DeviceRunner):
@@ -257,6 +262,11 @@ def test_steps_padded_to_the_shapes_of_graphs_give_the_same_tokens(monkeypatch, 
             super().__init__(*args, **options)
             self.graphs = Padded(options["max_rows"], options["max_tokens"], None)
             made.append(self)
+
+        def warm_up(self):  # as on a GPU
+            self.device, device = SimpleNamespace(type="cuda"), self.device
+            super().warm_up()
+            self.device = device
 
     monkeypatch.setattr(startup, "_overlaps", lambda loaded: True)
     monkeypatch.setattr(Ops, "capturable", True)
@@ -272,6 +282,7 @@ def test_steps_padded_to_the_shapes_of_graphs_give_the_same_tokens(monkeypatch, 
             engine.resume()
             found.append([[completion.token_ids for completion in request.result().outputs] for request in requests])
     assert made
+    assert ahead == [(1, 16), (1, 1), (8, 8), (4, 4), (2, 2)]
     assert (8, 16) in shapes
     assert any(rows == tokens for rows, tokens in shapes)
     assert found[0] == found[1]
@@ -288,6 +299,7 @@ def test_products_of_bfloat16_are_refused_rather_than_wrong(op):
 def test_without_a_gpu_nor_the_interpreter_the_kernels_are_refused_and_triton_is_not_imported():
     code = """
 import sys
+from types import SimpleNamespace
 from nbengine.ops import OP_NAMES, Ops
 ops = Ops.default("cpu")
 try:
