@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import nullcontext
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -153,3 +155,30 @@ def test_what_transformers_runs_cannot_be_asked_to_be_deterministic(monkeypatch)
     monkeypatch.setattr("nbengine.models.loading._invariant", lambda config, device: config.deterministic)
     with pytest.raises(ValueError, match="deterministic=True needs a model that nbengine's own code runs"):
         Engine("tales", model_impl="transformers", deterministic=True, num_gpu_blocks_override=64)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(torch.OutOfMemoryError("CUDA out of memory. Tried to"), False), (RuntimeError("a bug"), True)]
+)
+def test_a_load_goes_on_where_there_is_no_memory_to_capture_graphs(error, told, monkeypatch):
+    """Captured from the largest on; what is there by then is given back."""
+    captured, freed = [], []
+    monkeypatch.setattr(device_errors, "_lost", lambda device: False)
+
+    def capture(shape, body):
+        if shape[0] == 4:
+            raise error
+        captured.append(shape)
+
+    runner = object.__new__(DeviceRunner)
+    runner.device = SimpleNamespace(type="cuda")
+    runner.ops = SimpleNamespace(capturable=True)
+    runner.graphs = SimpleNamespace(sizes=[1, 2, 4, 8], capture=capture)
+    runner._staging, runner._inputs = MagicMock(), SimpleNamespace(tokens=range(64))
+    runner._send = runner._run_and_draw = lambda *about: None
+    runner.free = lambda: freed.append(list(captured))
+    with pytest.raises(RuntimeError, match="a bug") if told else nullcontext():
+        runner.warm_up()
+    assert captured == [(1, 16, True), (1, 1, True), (8, 8, True)]
+    assert freed == ([] if told else [captured])
+    assert runner._staging.give_back.called
