@@ -355,24 +355,26 @@ class DeviceRunner:
         batch = Batch(0, nobody, nobody, nobody, nobody, nobody.reshape(0, 4), nobody.reshape(0, 2), nobody, nobody)
         slot = self._staging.take()
         graphs = self._usable_graphs()
-        sizes = graphs.sizes[1:] if graphs is not None else []
-        needed = [(1, min(_WARM_TOKENS, len(self._inputs.tokens))), (1, 1)]
+        for shape in (1, min(_WARM_TOKENS, len(self._inputs.tokens))), (1, 1):
+            self._warm(batch, slot, graphs, *shape)
         try:
-            for shape in needed + [(size, size) for size in reversed(sizes)]:  # in the memory of the largest the others find room
-                self._send(batch, slot, *shape, shape[0])
-                self._run_and_draw(*shape)
-                if graphs is not None:
-                    graphs.capture((*shape, True), partial(self._run_and_draw, *shape))
+            for size in reversed(graphs.sizes[1:]) if graphs is not None else ():  # in the memory of the largest the others find room
+                self._warm(batch, slot, graphs, size, size)
         except RuntimeError as error:
             found = told_apart(error, self.device)
             if not isinstance(found, DeviceMemoryError):
                 raise found from None
             self.free()
             log.info("there is no memory to capture all CUDA graphs ahead: steps capture what they need (%s)", found)
-        finally:
-            slot.ended.set()
-            slot.ended.wait()
-            self._staging.give_back(slot)
+        slot.ended.set()
+        slot.ended.wait()
+        self._staging.give_back(slot)
+
+    def _warm(self, batch: Batch, slot: Slot, graphs: StepGraphs | None, rows: int, tokens: int) -> None:
+        self._send(batch, slot, rows, tokens, rows)
+        self._run_and_draw(rows, tokens)
+        if graphs is not None:
+            graphs.capture((rows, tokens, True), partial(self._run_and_draw, rows, tokens))
 
     def free(self) -> None:
         """Give back what can be made again, for a step that found no memory."""

@@ -181,4 +181,4 @@ def test_a_load_goes_on_where_there_is_no_memory_to_capture_graphs(error, told, 
         runner.warm_up()
     assert captured == [(1, 16, True), (1, 1, True), (8, 8, True)]
     assert freed == ([] if told else [captured])
-    assert runner._staging.give_back.called
+    assert runner._staging.give_back.called is not told
