@@ -123,13 +123,12 @@ def measure(model: str, count: int, rounds: int, share: int, config: dict[str, A
     finally:
         front_end.close()
     seconds, spent = (sum(one[name] for one in found["open"]) for name in ("seconds", "front_s"))
-    speeds = medians(found)
     return {
         **about,
         "views": VIEWS,
         "share": share,
-        "tokens_per_s": speeds,
-        "throughput_lost": round(1 - speeds["open"] / speeds["closed"], 4),
+        "tokens_per_s": medians(found),
+        **lost(found["closed"], found["open"]),
         "front_share_of_a_core": round(spent / seconds, 4),
         "ms_per_update": round(1e3 * spent / max(1, sum(one["updates"] for one in found["open"])), 3),
         "updates_per_s": round(sum(one["updates"] for one in found["open"]) / seconds, 2),
@@ -149,9 +148,7 @@ def measure_trace(model: str, count: int, rounds: int, config: dict[str, Any]) -
         about = described(front_end, model, count)
     finally:
         front_end.close()
-    speeds = medians(found)
-    lost = round(1 - speeds["with"] / speeds["without"], 4)
-    return {**about, "trace_steps": kept, "tokens_per_s": speeds, "throughput_lost": lost, "runs": found}
+    return {**about, "trace_steps": kept, "tokens_per_s": medians(found), **lost(found["without"], found["with"]), "runs": found}
 
 
 def in_turn(front_end: FrontEnd, kinds: tuple[str, str], rounds: int, prepare: Callable[[str], object]) -> dict[str, list[Any]]:
@@ -171,6 +168,13 @@ def in_turn(front_end: FrontEnd, kinds: tuple[str, str], rounds: int, prepare: C
 def medians(found: dict[str, list[Any]]) -> dict[str, float]:
     """Of the speeds of each kind."""
     return {kind: round(statistics.median(one["tokens_per_s"] for one in runs), 1) for kind, runs in found.items()}
+
+
+def lost(before: list[Any], after: list[Any]) -> dict[str, float | None]:
+    """The share of throughput that is lost, the mean over runs that followed each other, and how sure that is: its standard error."""
+    shares = [1 - b["tokens_per_s"] / a["tokens_per_s"] for a, b in zip(before, after, strict=True)]
+    error = round(statistics.stdev(shares) / len(shares) ** 0.5, 4) if len(shares) > 1 else None
+    return {"throughput_lost": round(statistics.mean(shares), 4), "standard_error": error}
 
 
 def described(front_end: FrontEnd, model: str, count: int) -> dict[str, Any]:
