@@ -58,10 +58,11 @@ def chained(device: torch.device) -> dict[str, bool]:
 
 
 @jit()
-def follow(following: tl.constexpr) -> None:
-    """Let the next launch start too, and wait for the one before, before anything is read that it writes, or written that it reads."""
+def follow(following: tl.constexpr, followed: tl.constexpr = True) -> None:
+    """Wait for the launch before, before anything is read that it writes, or written that it reads; let the next start too, or not yet."""
     if following:
-        tl.extra.cuda.gdc_launch_dependents()
+        if followed:
+            tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
 
 

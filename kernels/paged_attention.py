@@ -227,6 +227,7 @@ def _tiles(count: int, length: int, window: int | None, band: torch.Tensor | Non
 _PROGRAMS = 5  # decoding programs that a multiprocessor runs together
 _LEAST_CHUNK = 64  # keys
 _OVERHEAD = 64  # what it takes to begin a chunk and to merge it, in keys
+_FOLLOWED_ROWS = 16  # up to so many, the launch after decoding starts while it runs; its programs would spread unevenly in what more leave free
 _LOG2_E = 1.4426950408889634
 
 
@@ -301,7 +302,7 @@ def _attend_in_pages(
         decode_attention_kernel[(plan.chunks * kv_heads,)](
             q, cache.keys, cache.values, out, plan.parts, plan.sums, plan.arrived, plan.work, *tables, *scales, **sizes,
             block_group=max(next_power_of_2(group), 16), merge_group=next_power_of_2(group), tile=tiles.chunk_keys,
-            num_warps=4, num_stages=tiles.chunk_stages, **chained(q.device),
+            followed=len(inputs.context_lens) <= _FOLLOWED_ROWS, num_warps=4, num_stages=tiles.chunk_stages, **chained(q.device),
         )  # fmt: skip
     if plan.blocks:
         prefill_attention_kernel[(plan.blocks * kv_heads,)](
@@ -459,10 +460,11 @@ def decode_attention_kernel(
     block_group: tl.constexpr,
     merge_group: tl.constexpr,
     tile: tl.constexpr,
+    followed: tl.constexpr = True,
     following: tl.constexpr = False,
 ) -> None:
     """The query heads of one key head over one chunk of a row's keys."""
-    follow(following)
+    follow(following, followed)
     i_chunk, i_head = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads
     if i_chunk >= tl.load(p_work):
         return

@@ -409,13 +409,18 @@ class DeviceRunner:
             self.graphs.clear()
 
     def close(self) -> None:
-        """Give every tensor back. Nothing can be run after this."""
+        """Give every tensor back. Nothing can be run after this. DeviceLostError where nothing can be given back; then nothing is let go."""
+        cuda = self.device.type == "cuda"
+        if cuda:
+            try:
+                torch.cuda.current_stream(self.device).synchronize()
+            except RuntimeError as error:
+                raise told_apart(error, self.device) from None
         self._flights.clear()
         self._forget_graphs()
         for name in ("sampler", "tables", "_staging", "_inputs", "_samples", "_hidden", "_drawn"):
             self.__dict__.pop(name, None)
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
+        if cuda:
             torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001 - there is no public call that gives them back
             torch._C._host_emptyCache()  # noqa: SLF001 - likewise, of pinned main memory
         self.residence.close()

@@ -128,10 +128,14 @@ class EngineLoop:
             with contextlib.suppress(Exception):  # a loop that met an error may have left anything behind
                 for request_id in list(core.requests):
                     core.end(request_id)
+            if not self._lost:
+                try:
+                    core.runner.close()
+                except DeviceLostError as error:  # through somebody else's work on that card, perhaps
+                    log.warning("%s", error)
+                    self._lost = True
             if self._lost:  # nothing comes back from there, and to free a part of it would end the process
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(core.runner))
-            else:
-                core.runner.close()
 
     def _take_messages(self) -> None:
         while (message := self.mailbox.take()) is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import deque
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -55,6 +57,24 @@ def test_whoever_hears_first_that_the_gpu_is_lost_says_so(monkeypatch, asked):
     runner.device, runner._flights = CUDA, deque([SimpleNamespace(slot=SimpleNamespace(ended=Ended()))])
     with pytest.raises(DeviceLostError, match="Restart the kernel"):
         asked(runner)
+
+
+def test_an_engine_closes_on_a_gpu_that_is_lost_and_lets_nothing_go_there(monkeypatch, caplog):
+    """To free a part of what lies there would end the process."""
+    runners = []
+
+    def lost(self):
+        runners.append(weakref.ref(self))
+        raise DeviceLostError("the GPU met an error. Restart the kernel")
+
+    monkeypatch.setattr(LocalRunner, "close", lost)
+    with Engine("tales", max_model_len=64, kv_cache_memory_bytes=1 << 22) as engine:
+        engine.generate("Once", SamplingParams(max_tokens=1))
+    assert engine.status == "closed"
+    assert "Restart the kernel" in caplog.text
+    del engine
+    gc.collect()
+    assert [runner() for runner in runners] != [None]
 
 
 @pytest.fixture

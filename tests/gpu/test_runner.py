@@ -292,10 +292,7 @@ def test_it_would_cost_more_with_the_switch_interval_left_as_it_is(model_of_two_
     assert row["lost"] > row["allowed"], row
 
 
-@pytest.mark.parametrize("place", ["_send", "_launch"])
-def test_a_sticky_error_marks_the_engine_dead_and_says_to_restart(place):
-    """Whether a call that follows hears of it, or who waits for a step that is already in flight."""
-    code = """
+STICKY = """
 import sys
 import torch
 from nbengine import Engine, SamplingParams
@@ -303,17 +300,33 @@ from nbengine.device_runner import DeviceRunner
 from nbengine.errors import EngineDeadError
 engine = Engine("tales", max_model_len=256, kv_cache_memory_bytes=1 << 26)
 engine.generate("Once")
-PLACE = sys.argv[1]
-original = getattr(DeviceRunner, PLACE)
 def spoil():
     torch.zeros(4, device="cuda")[torch.tensor([9], device="cuda")] += 1  # out of bounds: an assertion on the device
-def spoilt(self, *about):
-    if PLACE == "_send":
-        spoil()
-    original(self, *about)
-    if PLACE == "_launch":
-        spoil()
-setattr(DeviceRunner, PLACE, spoilt)
+def spoil_once(place, first):
+    original = getattr(DeviceRunner, place)
+    def spoilt(self, *about):
+        setattr(DeviceRunner, place, original)
+        if first:
+            spoil()
+        original(self, *about)
+        if not first:
+            spoil()
+    setattr(DeviceRunner, place, spoilt)
+"""
+
+
+def after_a_sticky_error(code):
+    done = subprocess.run([sys.executable, "-c", STICKY + code], capture_output=True, text=True, timeout=120, check=False)
+    assert "CLOSED" in done.stdout, done.stdout + done.stderr[-2000:]
+    assert "Exception in thread" not in done.stderr
+    return done
+
+
+@pytest.mark.parametrize("where", ["spoil_once('_send', True)", "spoil_once('_launch', False)", "spoil()"])
+def test_a_sticky_error_marks_the_engine_dead_and_says_to_restart(where):
+    """Whether a call that follows hears of it, or who waits for a step that is in flight; the engine's own fault or a cell's."""
+    done = after_a_sticky_error(f"""
+{where}
 try:
     engine.generate("Twice")
 except EngineDeadError as error:
@@ -321,11 +334,18 @@ except EngineDeadError as error:
 assert engine.status == "dead"
 engine.close()
 print("CLOSED")
-"""
-    done = subprocess.run([sys.executable, "-c", code, place], capture_output=True, text=True, timeout=120, check=False)
+""")
     assert "TOLD" in done.stdout, done.stdout + done.stderr[-2000:]
     assert "Restart the kernel" in done.stdout
-    assert "CLOSED" in done.stdout, done.stdout + done.stderr[-2000:]
+
+
+def test_an_engine_closes_after_a_sticky_error_of_a_cell_and_says_to_restart():
+    done = after_a_sticky_error("""
+spoil()
+engine.close()
+print("CLOSED")
+""")
+    assert "Restart the kernel" in done.stderr
 
 
 def test_two_engines_share_the_card():
