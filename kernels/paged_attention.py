@@ -258,7 +258,7 @@ class _Tiles:
 def paged_attention(
     q: torch.Tensor, cache: LayerCache, inputs: StepInputs, scale: float, window: int | None = None, softcap: float | None = None
 ) -> torch.Tensor:
-    """As paged_attention_reference. Of the lengths on the host it asks only whether any row has one query: a graph captured of a step with one stays right."""
+    """As paged_attention_reference. It asks the host for no length, so that a captured graph stays right whatever they are."""
     return _attend_in_pages(q, cache, inputs, scale, window, softcap, chunked=True)
 
 
@@ -340,7 +340,7 @@ def _make_plan(
 ) -> _Plan:
     rows, tokens = len(inputs.context_lens), len(inputs.tokens)
     places = max(_PROGRAMS * multiprocessors(device) // kv_heads, 1)
-    chunks = max(rows, places // 2) + places if chunked and (tokens == rows or 1 in inputs.query_lens_host) else 0
+    chunks = max(rows, places // 2) + places if chunked else 0
     blocks = 0 if chunked and tokens == rows else tokens // block_queries + rows
     plan = _Plan(
         work=torch.empty(2 + 8 * chunks + 2 * blocks, dtype=torch.int32, device=device),
@@ -360,7 +360,7 @@ def _make_plan(
 
 def _plan_block(rows: int) -> int:
     """How many rows the planning program has room for: few sizes, each of which is compiled for itself."""
-    return next(size for size in (16, 256, next_power_of_2(rows)) if size >= rows)
+    return next(size for size in (16, 256, 1024, next_power_of_2(rows)) if size >= rows)
 
 
 @jit(do_not_specialize=("rows", "counters", "chunks", "places", "window", "queries"))

@@ -39,6 +39,7 @@ _SCORED = 256  # prompt positions whose logits are held together
 
 
 _WARM_TOKENS = 16
+_WARM_ROWS = (256, 1024)  # of larger steps: kernels have programs for few sizes
 _MANY_NUMBERS = 400
 _TURN = 0.01  # seconds after which other threads get a turn although the device is not waited for
 _UPDATES = 2  # writes to the tables for each token of a step that a graph has programs for
@@ -355,9 +356,12 @@ class DeviceRunner:
         batch = Batch(0, nobody, nobody, nobody, nobody, nobody.reshape(0, 4), nobody.reshape(0, 2), nobody, nobody)
         slot = self._staging.take()
         graphs = self._usable_graphs()
-        for shape in (1, min(_WARM_TOKENS, len(self._inputs.tokens))), (1, 1):
+        most_rows, most_tokens = len(self._hidden), len(self._inputs.tokens)
+        for shape in (1, min(_WARM_TOKENS, most_tokens)), (1, 1):
             self._warm(batch, slot, graphs, *shape)
         try:
+            for rows in sorted({min(rows, most_rows) for rows in _WARM_ROWS}):
+                self._warm(batch, slot, None, rows, min(rows + _WARM_TOKENS, most_tokens))
             for size in reversed(graphs.sizes[1:]) if graphs is not None else ():  # in the memory of the largest the others find room
                 self._warm(batch, slot, graphs, size, size)
         except RuntimeError as error:
@@ -409,13 +413,16 @@ class DeviceRunner:
             self.graphs.clear()
 
     def close(self) -> None:
-        """Give every tensor back. Nothing can be run after this. DeviceLostError where nothing can be given back; then nothing is let go."""
+        """Give every tensor back. Nothing can be run after this. DeviceLostError where the GPU takes nothing back any more."""
+        try:
+            self._close()
+        except RuntimeError as error:
+            raise told_apart(error, self.device) from None
+
+    def _close(self) -> None:
         cuda = self.device.type == "cuda"
         if cuda:
-            try:
-                torch.cuda.current_stream(self.device).synchronize()
-            except RuntimeError as error:
-                raise told_apart(error, self.device) from None
+            torch.cuda.current_stream(self.device).synchronize()  # first: on a GPU that is lost, to free a graph would end the process
         self._flights.clear()
         self._forget_graphs()
         for name in ("sampler", "tables", "_staging", "_inputs", "_samples", "_hidden", "_drawn"):

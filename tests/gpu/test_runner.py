@@ -302,6 +302,12 @@ engine = Engine("tales", max_model_len=256, kv_cache_memory_bytes=1 << 26)
 engine.generate("Once")
 def spoil():
     torch.zeros(4, device="cuda")[torch.tensor([9], device="cuda")] += 1  # out of bounds: an assertion on the device
+def spoil_and_wait():
+    try:
+        spoil()
+        torch.cuda.synchronize()
+    except RuntimeError:
+        pass
 def spoil_once(place, first):
     original = getattr(DeviceRunner, place)
     def spoilt(self, *about):
@@ -322,7 +328,7 @@ def after_a_sticky_error(code):
     return done
 
 
-@pytest.mark.parametrize("where", ["spoil_once('_send', True)", "spoil_once('_launch', False)", "spoil()"])
+@pytest.mark.parametrize("where", ["spoil_once('_send', True)", "spoil_once('_launch', False)", "spoil()", "spoil_and_wait()"])
 def test_a_sticky_error_marks_the_engine_dead_and_says_to_restart(where):
     """Whether a call that follows hears of it, or who waits for a step that is in flight; the engine's own fault or a cell's."""
     done = after_a_sticky_error(f"""
@@ -341,7 +347,7 @@ print("CLOSED")
 
 def test_an_engine_closes_after_a_sticky_error_of_a_cell_and_says_to_restart():
     done = after_a_sticky_error("""
-spoil()
+spoil_and_wait()
 engine.close()
 print("CLOSED")
 """)
