@@ -227,7 +227,9 @@ def _tiles(count: int, length: int, window: int | None, band: torch.Tensor | Non
 _PROGRAMS = 5  # decoding programs that a multiprocessor runs together
 _LEAST_CHUNK = 64  # keys
 _OVERHEAD = 64  # what it takes to begin a chunk and to merge it, in keys
-_FOLLOWED_ROWS = 16  # up to so many, the launch after decoding starts while it runs; its programs would spread unevenly in what more leave free
+_FOLLOWED_ROWS = (
+    16  # up to so many, the launch after decoding starts while it runs; its programs would spread unevenly in what more leave free
+)
 _LOG2_E = 1.4426950408889634
 
 

@@ -89,22 +89,35 @@ class DeviceRunner:
         self.ops = loaded.ops
         self.residence = Residence(loaded, num_blocks, block_size)
         self.block_size = block_size
-        self.tables = StateTables(max_rows, -(-max_model_len // block_size), device)
-        self.sampler = DeviceSampler(loaded.vocab_size, max_rows, device, loaded.ops, self.tables)
         room = max(max_tokens, max_rows)  # a step of one token a row may be padded to more rows than it may have tokens
-        self._staging = Staging(packed_size(max_rows, room, max_rows), max_rows, device)
+        self._most = max_rows, room, -(-max_model_len // block_size)
+        self._prepare()
         self.graphs: StepGraphs | None = None
         if cuda_graphs and self._staging.calls is not None:
             weights = loaded.weight_bytes // loaded.dtype.itemsize
             paying = paying_tokens(len(loaded.cache_layers), weights, multiprocessors(device))
             self.graphs = StepGraphs(max_rows, min(max_tokens, paying), self._staging.calls)
-        self._inputs = self._make_inputs(max_rows, room)
-        self._samples = SampleInputs.empty(max_rows, device)
-        self._hidden = torch.zeros((max_rows, loaded.hidden_size), dtype=loaded.dtype, device=device)
-        self._drawn = torch.zeros(max_rows, dtype=torch.int64, device=device)
         self._prompts: dict[int, list[int]] = {}  # of state rows whose prompt's log-probabilities are wanted
         self._flights: deque[_Flight] = deque()
         self._let_go = 0.0  # when other threads last had a turn
+
+    def _prepare(self) -> None:
+        """Make the tables, and room for what a step takes and gives."""
+        rows, tokens, columns = self._most
+        device, loaded = self.device, self.loaded
+        self.tables = StateTables(rows, columns, device)
+        self.sampler = DeviceSampler(loaded.vocab_size, rows, device, loaded.ops, self.tables)
+        self._staging = Staging(packed_size(rows, tokens, rows), rows, device)
+        self._inputs = self._make_inputs(rows, tokens)
+        self._samples = SampleInputs.empty(rows, device)
+        self._hidden = torch.zeros((rows, loaded.hidden_size), dtype=loaded.dtype, device=device)
+        self._drawn = torch.zeros(rows, dtype=torch.int64, device=device)
+
+    def _let_go_of_all(self) -> None:
+        """Of what `_prepare` made, and of the graphs that read it."""
+        self._forget_graphs()
+        for name in ("sampler", "tables", "_staging", "_inputs", "_samples", "_hidden", "_drawn"):
+            self.__dict__.pop(name, None)
 
     # ── a step ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -356,7 +369,7 @@ class DeviceRunner:
         batch = Batch(0, nobody, nobody, nobody, nobody, nobody.reshape(0, 4), nobody.reshape(0, 2), nobody, nobody)
         slot = self._staging.take()
         graphs = self._usable_graphs()
-        most_rows, most_tokens = len(self._hidden), len(self._inputs.tokens)
+        most_rows, most_tokens, _ = self._most
         for shape in (1, min(_WARM_TOKENS, most_tokens)), (1, 1):
             self._warm(batch, slot, graphs, *shape)
         try:
@@ -399,11 +412,17 @@ class DeviceRunner:
         self.residence.resize(num_blocks)
 
     def sleep(self, level: int) -> None:
-        self._forget_graphs()
-        self.residence.sleep(level)
+        self._let_go_of_all()  # a small tensor that stays keeps all of the memory from torch that it lies in, a whole layer's cache perhaps
+        try:
+            self.residence.sleep(level)
+        except MemoryError:  # it is awake as before
+            self._prepare()
+            raise
 
     def wake_up(self) -> None:
         self.residence.wake_up()
+        if "_drawn" not in self.__dict__:  # what is made last
+            self._prepare()
 
     def update_weights(self, weights: Any) -> None:
         self.residence.update_weights(weights)
@@ -424,9 +443,7 @@ class DeviceRunner:
         if cuda:
             torch.cuda.current_stream(self.device).synchronize()  # first: on a GPU that is lost, to free a graph would end the process
         self._flights.clear()
-        self._forget_graphs()
-        for name in ("sampler", "tables", "_staging", "_inputs", "_samples", "_hidden", "_drawn"):
-            self.__dict__.pop(name, None)
+        self._let_go_of_all()
         if cuda:
             torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001 - there is no public call that gives them back
             torch._C._host_emptyCache()  # noqa: SLF001 - likewise, of pinned main memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,11 @@ from nbengine.step_inputs import CacheSpec, LayerCache
 
 if TYPE_CHECKING:
     from nbengine.models.loading import LoadedModel
+
+
+_PIECE = (
+    2 << 20
+)  # bytes; torch takes a GPU's memory in whole ones: what a cache left of one, a tensor would get that stays when the cache goes
 
 
 class Residence:
@@ -31,9 +37,10 @@ class Residence:
         """Take memory for the cache."""
 
         def block(layer: CacheSpec) -> torch.Tensor:  # not cleared: a slot is written before it is read, and untouched pages cost nothing
-            return torch.empty(
-                self.num_blocks, self.block_size, layer.kv_heads, layer.head_dim, dtype=self.loaded.dtype, device=self.device
-            )
+            shape = self.num_blocks, self.block_size, layer.kv_heads, layer.head_dim
+            piece = _PIECE // self.loaded.dtype.itemsize
+            room = -(-math.prod(shape) // piece) * piece
+            return torch.empty(room, dtype=self.loaded.dtype, device=self.device)[: math.prod(shape)].view(shape)
 
         self.caches = [LayerCache(block(layer), block(layer)) for layer in self.loaded.cache_layers]
 

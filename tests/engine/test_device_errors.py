@@ -194,7 +194,7 @@ def test_a_load_goes_on_where_there_is_no_memory_to_capture_graphs(error, told, 
     runner.device = SimpleNamespace(type="cuda")
     runner.ops = SimpleNamespace(capturable=True)
     runner.graphs = SimpleNamespace(sizes=[1, 2, 4, 8], capture=capture)
-    runner._staging, runner._inputs, runner._hidden = MagicMock(), SimpleNamespace(tokens=range(64)), range(8)
+    runner._staging, runner._most = MagicMock(), (8, 64, 4)
     runner._send = runner._run_and_draw = lambda *about: None
     runner.free = lambda: freed.append(list(captured))
     with pytest.raises(RuntimeError, match="a bug") if told else nullcontext():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -11,7 +12,11 @@ from runner_cases import WISHES, tokens
 from nbengine import Engine, SamplingParams, startup
 from nbengine.device_runner import DeviceRunner
 from nbengine.ops import OP_NAMES
+from nbengine.residence import Residence
+from nbengine.staging import Staging
+from nbengine.state_tables import StateTables
 from nbengine.step_graphs import StepGraphs
+from nbengine.step_inputs import StepInputs
 
 PROMPTS = ["Once upon a time", "The fox", "The king had three sons, and", "In the middle of the forest there stood"]
 
@@ -127,6 +132,41 @@ def test_pausing_stepping_and_sleeping_land_what_is_in_flight(device_engine):
     engine.resume()
     again = engine.generate(PROMPTS[0], SamplingParams(max_tokens=200, ignore_eos=True, temperature=0))[0]
     assert request.result().outputs[0].token_ids == again.outputs[0].token_ids
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_sleeping_runner_keeps_no_tensor_but_the_weights_and_wakes_when_there_is_memory(device_engine, monkeypatch, level):
+    engine, params = device_engine(), SamplingParams(max_tokens=40, temperature=0.8, seed=3, presence_penalty=0.5, ignore_eos=True)
+    expected = tokens(engine.generate(PROMPTS, params))
+    request = engine.submit(PROMPTS[0], params)
+    next(iter(request))
+    original, kept = DeviceRunner.sleep, []
+
+    def sleep(self, level):
+        original(self, level)
+        kept.append({name for name, value in vars(self).items() if isinstance(value, torch.Tensor | StateTables | StepInputs | Staging)})
+        kept.append(self.residence.caches)
+
+    monkeypatch.setattr(DeviceRunner, "sleep", sleep)
+    engine.sleep(level)
+    assert kept == [set(), []]
+    with monkeypatch.context() as patch:
+        patch.setattr("nbengine.device_runner.SampleInputs.empty", MagicMock(side_effect=MemoryError("none left")))
+        with pytest.raises(MemoryError, match="none left"):
+            engine.wake_up()
+    engine.wake_up()
+    assert request.result().outputs[0].token_ids == expected[0][0]
+    assert tokens(engine.generate(PROMPTS, params)) == expected
+
+
+def test_a_runner_that_could_not_fall_asleep_goes_on(device_engine, monkeypatch):
+    engine, params = device_engine(), SamplingParams(max_tokens=10, temperature=0)
+    expected = tokens(engine.generate(PROMPTS, params))
+    with monkeypatch.context() as patch:
+        patch.setattr(Residence, "sleep", MagicMock(side_effect=MemoryError("no room")))
+        with pytest.raises(MemoryError, match="no room"):
+            engine.sleep()
+    assert tokens(engine.generate(PROMPTS, params)) == expected
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # the interpreter's random numbers

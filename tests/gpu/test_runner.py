@@ -204,6 +204,8 @@ def test_rounds_of_loading_leave_nothing_behind():
 
 
 def test_sleeping_gives_the_weights_and_the_cache_back():
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
     with Engine("tales", dtype="bfloat16", **SMALL) as engine:
         params = SamplingParams(temperature=0, max_tokens=30)
         first = tokens(engine.generate(PROMPTS[:4], params))
@@ -211,6 +213,7 @@ def test_sleeping_gives_the_weights_and_the_cache_back():
             full = torch.cuda.memory_allocated()
             engine.sleep(level)
             assert full - torch.cuda.memory_allocated() > (256 + 28) << 20
+            assert torch.cuda.memory_reserved() - before <= 60 << 20  # of which 32 are cuBLAS's
             engine.wake_up()
             assert tokens(engine.generate(PROMPTS[:4], params)) == first
 
