@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter, sleep
@@ -400,51 +400,61 @@ class DeviceRunner:
 
     # ── control, between steps, with none in flight ─────────────────────────────────────────────────────────────────
 
+    @contextmanager
+    def _at_rest(self) -> Iterator[None]:
+        """Around what changes what lies on the GPU: its work is done, and an error is told as what it means."""
+        try:
+            if self.device.type == "cuda":
+                torch.cuda.current_stream(self.device).synchronize()  # first: on a GPU that is lost, to free a graph would end the process
+            yield
+        except RuntimeError as error:
+            found = told_apart(error, self.device)
+            if found is error:
+                raise
+            raise found from None
+
     def use(self, ops: dict[str, str | Callable[..., Any]]) -> None:
         """Exchange ops; each new one is checked against its reference first, and all are refused if one fails."""
-        self.ops.use_all(ops)
-        if self.residence.model is not None:
-            self.residence.model.lay_out()
-        self._forget_graphs()
+        with self._at_rest():
+            self.ops.use_all(ops)
+            if self.residence.model is not None:
+                self.residence.model.lay_out()
+            self._forget_graphs()
 
     def resize(self, num_blocks: int) -> None:
-        self._forget_graphs()
-        self.residence.resize(num_blocks)
+        with self._at_rest():
+            self._forget_graphs()
+            self.residence.resize(num_blocks)
 
     def sleep(self, level: int) -> None:
-        self._let_go_of_all()  # a small tensor that stays keeps all of the memory from torch that it lies in, a whole layer's cache perhaps
-        try:
-            self.residence.sleep(level)
-        except MemoryError:  # it is awake as before
-            self._prepare()
-            raise
+        with self._at_rest():
+            self._let_go_of_all()  # a small tensor that stays keeps all the memory from torch that it lies in, a whole layer's cache perhaps
+            try:
+                self.residence.sleep(level)
+            except MemoryError:  # it is awake as before
+                self._prepare()
+                raise
 
     def wake_up(self) -> None:
-        self.residence.wake_up()
-        if "_drawn" not in self.__dict__:  # what is made last
-            self._prepare()
+        with self._at_rest():
+            self.residence.wake_up()
+            if "_drawn" not in self.__dict__:  # what is made last
+                self._prepare()
 
     def update_weights(self, weights: Any) -> None:
-        self.residence.update_weights(weights)
+        with self._at_rest():
+            self.residence.update_weights(weights)
+
+    def close(self) -> None:
+        """Give every tensor back. Nothing can be run after this. DeviceLostError where the GPU takes nothing back any more."""
+        with self._at_rest():
+            self._flights.clear()
+            self._let_go_of_all()
+            if self.device.type == "cuda":
+                torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001 - there is no public call that gives them back
+                torch._C._host_emptyCache()  # noqa: SLF001 - likewise, of pinned main memory
+            self.residence.close()
 
     def _forget_graphs(self) -> None:
         if self.graphs is not None:
             self.graphs.clear()
-
-    def close(self) -> None:
-        """Give every tensor back. Nothing can be run after this. DeviceLostError where the GPU takes nothing back any more."""
-        try:
-            self._close()
-        except RuntimeError as error:
-            raise told_apart(error, self.device) from None
-
-    def _close(self) -> None:
-        cuda = self.device.type == "cuda"
-        if cuda:
-            torch.cuda.current_stream(self.device).synchronize()  # first: on a GPU that is lost, to free a graph would end the process
-        self._flights.clear()
-        self._let_go_of_all()
-        if cuda:
-            torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001 - there is no public call that gives them back
-            torch._C._host_emptyCache()  # noqa: SLF001 - likewise, of pinned main memory
-        self.residence.close()

@@ -9,6 +9,7 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -140,9 +141,9 @@ class EngineLoop:
     def _take_messages(self) -> None:
         while (message := self.mailbox.take()) is not None:
             name, args, kwargs, reply = message
-            if name not in _IN_FLIGHT:
-                self._deliver(self.core.drain())
             handler = getattr(self, f"_on_{name}")
+            if name not in _IN_FLIGHT:
+                handler = partial(self._landed, handler)
             if reply is None:
                 handler(*args, **kwargs)
             else:
@@ -152,10 +153,21 @@ class EngineLoop:
         self._deliver(self.core.rejected())
         self.core.flush()
 
+    def _landed(self, handler: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What a handler gives that wants no step in flight."""
+        try:
+            self._deliver(self.core.drain())
+        except BaseException as error:
+            self.fatal = error  # whoever asks for what, what goes wrong in a step ends the engine
+            raise
+        return handler(*args, **kwargs)
+
     def _answer(self, reply: Reply[Any], handler: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
             result = handler(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - the caller's to see
+            if isinstance(error, DeviceLostError):
+                self.fatal = error
             reply.fail(_dead(error) if error is self.fatal else without_frames(error))
         else:
             reply.give(result)

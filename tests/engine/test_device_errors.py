@@ -15,7 +15,7 @@ import torch
 from nbengine import Engine, SamplingParams, device_errors
 from nbengine.device_errors import told_apart
 from nbengine.device_runner import DeviceRunner
-from nbengine.errors import DeviceLostError, DeviceMemoryError, RequestError
+from nbengine.errors import DeviceLostError, DeviceMemoryError, EngineDeadError, RequestError
 from nbengine.models.decoder import Decoder
 from nbengine.residence import Residence
 from nbengine.runner import LocalRunner
@@ -75,6 +75,37 @@ def test_an_engine_closes_on_a_gpu_that_is_lost_and_lets_nothing_go_there(monkey
     del engine
     gc.collect()
     assert [runner() for runner in runners] != [None]
+
+
+@pytest.mark.parametrize(
+    ("place", "asked"),
+    [
+        ("nbengine.core.EngineCore.drain", lambda engine: engine.pause()),  # steps are in flight then
+        ("nbengine.runner.LocalRunner.sleep", lambda engine: engine.sleep()),
+        ("nbengine.runner.LocalRunner.resize", lambda engine: engine.resize_kv_cache(9)),
+    ],
+)
+def test_whoever_asks_something_of_an_engine_whose_gpu_is_lost_is_told_and_not_left_waiting(monkeypatch, place, asked):
+    with Engine("tales", max_model_len=64, kv_cache_memory_bytes=1 << 22) as engine:
+        engine.generate("Once", PARAMS)
+        monkeypatch.setattr(place, MagicMock(side_effect=DeviceLostError("the GPU met an error. Restart the kernel")))
+        with pytest.raises(EngineDeadError, match="Restart the kernel"):
+            asked(engine)
+        with pytest.raises(EngineDeadError, match="Restart the kernel"):
+            engine.generate("Twice", PARAMS)
+        assert engine.status == "dead"
+
+
+@pytest.mark.parametrize("control", ["use", "resize", "sleep", "wake_up", "update_weights", "close"])
+def test_what_changes_a_gpus_memory_tells_that_it_is_lost_before_it_lets_anything_go(monkeypatch, control):
+    monkeypatch.setattr(device_errors, "_lost", lambda device: True)
+    stream = MagicMock()
+    stream.synchronize.side_effect = RuntimeError("CUDA error: device-side assert triggered")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    runner = object.__new__(DeviceRunner)
+    runner.device = CUDA
+    with pytest.raises(DeviceLostError, match="Restart the kernel"):
+        getattr(runner, control)(*[] if control in {"wake_up", "close"} else [1])
 
 
 @pytest.fixture

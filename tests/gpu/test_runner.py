@@ -348,9 +348,14 @@ print("CLOSED")
     assert "Restart the kernel" in done.stdout
 
 
-def test_an_engine_closes_after_a_sticky_error_of_a_cell_and_says_to_restart():
-    done = after_a_sticky_error("""
+@pytest.mark.parametrize("asked", ["engine.sleep()", "engine.resize_kv_cache(40)", "pass"])
+def test_an_engine_closes_after_a_sticky_error_of_a_cell_and_says_to_restart(asked):
+    done = after_a_sticky_error(f"""
 spoil_and_wait()
+try:
+    {asked}
+except EngineDeadError as error:
+    print(error, file=sys.stderr)
 engine.close()
 print("CLOSED")
 """)
