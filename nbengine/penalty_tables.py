@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from nbengine.kernels.penalise import IN_PROMPT
+from nbengine.staging import to_device
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,11 +45,12 @@ class PenaltyTables:
                 self._grow()
             held = self.slots[new.row] = self._free.pop()
         params, counts = new.params, self.counts[held]
-        self.rates[held] = torch.tensor([params.repetition_penalty, params.frequency_penalty, params.presence_penalty])
+        rates = np.array([params.repetition_penalty, params.frequency_penalty, params.presence_penalty], np.float32)
+        self.rates[held] = to_device(rates, self.device)  # here and below: the device has steps to do, and nobody waits for them
         counts.zero_()
         output, times = np.unique(np.asarray(new.output, np.int64), return_counts=True)
-        counts[torch.from_numpy(output).to(self.device)] = torch.from_numpy(times.astype(np.int32)).to(self.device)
-        counts[torch.from_numpy(np.unique(np.asarray(new.prompt, np.int64))).to(self.device)] += IN_PROMPT
+        counts[to_device(output, self.device)] = to_device(times.astype(np.int32), self.device)
+        counts[to_device(np.unique(np.asarray(new.prompt, np.int64)), self.device)] += IN_PROMPT
 
     def _grow(self) -> None:
         """Twice the slots: what is not used costs nothing."""
