@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -24,6 +26,20 @@ def told_apart(error: BaseException, device: torch.device) -> BaseException:
             "nothing that runs on this GPU can go on without that"
         )
     return DeviceMemoryError(first) if NO_MEMORY.search(first) else error
+
+
+@contextmanager
+def at_rest(device: torch.device) -> Iterator[None]:
+    """Around what changes what lies on a device: its work is done, and an error is told as what it means."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()  # first: on a GPU that is lost, to free a graph would end the process
+        yield
+    except RuntimeError as error:
+        found = told_apart(error, device)
+        if found is error:
+            raise
+        raise found from None
 
 
 def _lost(device: torch.device) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter, sleep
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from nbengine.batch import Batch
-from nbengine.device_errors import told_apart
+from nbengine.device_errors import at_rest, told_apart
 from nbengine.device_sampler import DeviceSampler, Drawing
 from nbengine.errors import DeviceMemoryError
 from nbengine.kernels._triton import multiprocessors
@@ -382,7 +382,7 @@ class DeviceRunner:
             if not isinstance(found, DeviceMemoryError):
                 raise found from None
             self.free()
-            log.info("there is no memory to capture all CUDA graphs ahead: steps capture what they need (%s)", found)
+            log.info("there is no memory to compile and capture all steps ahead: they do so when they are needed (%s)", found)
         slot.ended.set()
         slot.ended.wait()
         self._staging.give_back(slot)
@@ -400,54 +400,41 @@ class DeviceRunner:
 
     # ── control, between steps, with none in flight ─────────────────────────────────────────────────────────────────
 
-    @contextmanager
-    def _at_rest(self) -> Iterator[None]:
-        """Around what changes what lies on the GPU: its work is done, and an error is told as what it means."""
-        try:
-            if self.device.type == "cuda":
-                torch.cuda.current_stream(self.device).synchronize()  # first: on a GPU that is lost, to free a graph would end the process
-            yield
-        except RuntimeError as error:
-            found = told_apart(error, self.device)
-            if found is error:
-                raise
-            raise found from None
-
     def use(self, ops: dict[str, str | Callable[..., Any]]) -> None:
         """Exchange ops; each new one is checked against its reference first, and all are refused if one fails."""
-        with self._at_rest():
+        with at_rest(self.device):
             self.ops.use_all(ops)
             if self.residence.model is not None:
                 self.residence.model.lay_out()
             self._forget_graphs()
 
     def resize(self, num_blocks: int) -> None:
-        with self._at_rest():
+        with at_rest(self.device):
             self._forget_graphs()
             self.residence.resize(num_blocks)
 
     def sleep(self, level: int) -> None:
-        with self._at_rest():
+        with at_rest(self.device):
             self._let_go_of_all()  # a small tensor that stays keeps all the memory from torch that it lies in, a whole layer's cache perhaps
             try:
                 self.residence.sleep(level)
-            except MemoryError:  # it is awake as before
+            except (RuntimeError, MemoryError):  # it is awake as before
                 self._prepare()
                 raise
 
     def wake_up(self) -> None:
-        with self._at_rest():
+        with at_rest(self.device):
             self.residence.wake_up()
             if "_drawn" not in self.__dict__:  # what is made last
                 self._prepare()
 
     def update_weights(self, weights: Any) -> None:
-        with self._at_rest():
+        with at_rest(self.device):
             self.residence.update_weights(weights)
 
     def close(self) -> None:
         """Give every tensor back. Nothing can be run after this. DeviceLostError where the GPU takes nothing back any more."""
-        with self._at_rest():
+        with at_rest(self.device):
             self._flights.clear()
             self._let_go_of_all()
             if self.device.type == "cuda":

@@ -133,7 +133,7 @@ class EngineLoop:
                 try:
                     core.runner.close()
                 except DeviceLostError as error:  # through somebody else's work on that card, perhaps
-                    log.warning("%s", error)
+                    log.warning("%s", str(error))  # as text: a record keeps no frames
                     self._lost = True
             if self._lost:  # nothing comes back from there, and to free a part of it would end the process
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(core.runner))

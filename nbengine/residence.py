@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from nbengine.models.loading import LoadedModel
 
 
-_PIECE = (
-    2 << 20
-)  # bytes; torch takes a GPU's memory in whole ones: what a cache left of one, a tensor would get that stays when the cache goes
+# Bytes. torch takes much of a GPU's memory at once in whole multiples: what a cache left of the last, a tensor would get that stays
+# when the cache goes, and keep all of it.
+_PIECE = 2 << 20
 
 
 class Residence:

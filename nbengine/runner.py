@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nbengine.device_errors import told_apart
+from nbengine.device_errors import at_rest, told_apart
 from nbengine.residence import Residence
 from nbengine.sampler import Sampler
 from nbengine.step_inputs import StepInputs
@@ -127,10 +127,11 @@ class LocalRunner:
 
     def use(self, ops: dict[str, str | Callable[..., Any]]) -> None:
         """Exchange ops; each new one is checked against its reference first, and all are refused if one fails."""
-        self.loaded.ops.use_all(ops)
-        if self.loaded.spec is not None and self.residence.model is not None:
-            self.residence.model.lay_out()
-        self.sampler.op = self.loaded.ops.sample
+        with at_rest(self.device):
+            self.loaded.ops.use_all(ops)
+            if self.loaded.spec is not None and self.residence.model is not None:
+                self.residence.model.lay_out()
+            self.sampler.op = self.loaded.ops.sample
 
     def free(self) -> None:
         """Give back what can be made again, for a step that found no memory."""
@@ -140,19 +141,24 @@ class LocalRunner:
         """There is nothing to compile."""
 
     def resize(self, num_blocks: int) -> None:
-        self.residence.resize(num_blocks)
+        with at_rest(self.device):
+            self.residence.resize(num_blocks)
 
     def sleep(self, level: int) -> None:
-        self.residence.sleep(level)
+        with at_rest(self.device):
+            self.residence.sleep(level)
 
     def wake_up(self) -> None:
-        self.residence.wake_up()
+        with at_rest(self.device):
+            self.residence.wake_up()
 
     def update_weights(self, weights: Any) -> None:
-        self.residence.update_weights(weights)
+        with at_rest(self.device):
+            self.residence.update_weights(weights)
 
     def close(self) -> None:
-        """Give every tensor back. Nothing can be run after this."""
-        self._launched = None
-        self.sampler = None  # type: ignore[assignment]
-        self.residence.close()
+        """Give every tensor back. Nothing can be run after this. DeviceLostError where the GPU takes nothing back any more."""
+        with at_rest(self.device):
+            self._launched = None
+            self.sampler = None  # type: ignore[assignment]
+            self.residence.close()

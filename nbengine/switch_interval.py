@@ -60,7 +60,7 @@ def _count(*, urgent: int = 0, working: int = 0) -> None:
 
 
 def wake_promptly() -> None:
-    """Have Linux end the waits of the calling thread on time: by default they last 50 microseconds longer, tenfold the interval."""
+    """Have Linux end the waits of the calling thread on time: by default they last 50 microseconds longer."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)

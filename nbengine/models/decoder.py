@@ -84,9 +84,11 @@ class Decoder:
         return logits
 
     def move(self, device: torch.device) -> None:
-        """Bring the weights to another device: to pinned main memory, from where they come back fast, or to the GPU."""
+        """Bring the weights to another device: to pinned main memory, from where they come back fast, or to the GPU. All of them, or none."""
         moved = {}
         for name, weight in self.weights.items():
+            if weight.device == device:
+                continue
             pinned = device.type == "cpu" and weight.is_cuda
             moved[name] = torch.empty(weight.shape, dtype=weight.dtype, device=device, pin_memory=pinned).copy_(weight, non_blocking=True)
         if torch.cuda.is_available():

@@ -96,13 +96,14 @@ def test_whoever_asks_something_of_an_engine_whose_gpu_is_lost_is_told_and_not_l
         assert engine.status == "dead"
 
 
+@pytest.mark.parametrize("kind", [DeviceRunner, LocalRunner])
 @pytest.mark.parametrize("control", ["use", "resize", "sleep", "wake_up", "update_weights", "close"])
-def test_what_changes_a_gpus_memory_tells_that_it_is_lost_before_it_lets_anything_go(monkeypatch, control):
+def test_what_changes_a_gpus_memory_tells_that_it_is_lost_before_it_lets_anything_go(monkeypatch, kind, control):
     monkeypatch.setattr(device_errors, "_lost", lambda device: True)
     stream = MagicMock()
     stream.synchronize.side_effect = RuntimeError("CUDA error: device-side assert triggered")
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    runner = object.__new__(DeviceRunner)
+    runner = object.__new__(kind)
     runner.device = CUDA
     with pytest.raises(DeviceLostError, match="Restart the kernel"):
         getattr(runner, control)(*[] if control in {"wake_up", "close"} else [1])
