@@ -227,9 +227,9 @@ def _tiles(count: int, length: int, window: int | None, band: torch.Tensor | Non
 _PROGRAMS = 5  # decoding programs that a multiprocessor runs together
 _LEAST_CHUNK = 64  # keys
 _OVERHEAD = 64  # what it takes to begin a chunk and to merge it, in keys
-_FOLLOWED_ROWS = (
-    16  # up to so many, the launch after decoding starts while it runs; its programs would spread unevenly in what more leave free
-)
+# Decoding rows, up to so many, beside which the next launch starts. What more of them leave free of the card its programs would fill unevenly.
+_FOLLOWED_ROWS = 16
+PLANNED_ROWS = (16, 256, 1024)  # that the planning program has room for, and the next power of two: each size is compiled for itself
 _LOG2_E = 1.4426950408889634
 
 
@@ -361,8 +361,8 @@ def _make_plan(
 
 
 def _plan_block(rows: int) -> int:
-    """How many rows the planning program has room for: few sizes, each of which is compiled for itself."""
-    return next(size for size in (16, 256, 1024, next_power_of_2(rows)) if size >= rows)
+    """How many rows the planning program has room for."""
+    return next(size for size in (*PLANNED_ROWS, next_power_of_2(rows)) if size >= rows)
 
 
 @jit(do_not_specialize=("rows", "counters", "chunks", "places", "window", "queries"))

@@ -19,6 +19,7 @@ from nbengine.device_errors import at_rest, told_apart
 from nbengine.device_sampler import DeviceSampler, Drawing
 from nbengine.errors import DeviceMemoryError
 from nbengine.kernels._triton import multiprocessors
+from nbengine.kernels.paged_attention import PLANNED_ROWS
 from nbengine.kernels.prepare_step import HEADER, SampleInputs, packed_size
 from nbengine.kernels.update_tables import ROW
 from nbengine.residence import Residence
@@ -39,7 +40,6 @@ _SCORED = 256  # prompt positions whose logits are held together
 
 
 _WARM_TOKENS = 16
-_WARM_ROWS = (256, 1024)  # of larger steps: kernels have programs for few sizes
 _MANY_NUMBERS = 400
 _TURN = 0.01  # seconds after which other threads get a turn although the device is not waited for
 _UPDATES = 2  # writes to the tables for each token of a step that a graph has programs for
@@ -373,7 +373,7 @@ class DeviceRunner:
         for shape in (1, min(_WARM_TOKENS, most_tokens)), (1, 1):
             self._warm(batch, slot, graphs, *shape)
         try:
-            for rows in sorted({min(rows, most_rows) for rows in _WARM_ROWS}):
+            for rows in sorted({min(rows, most_rows) for rows in PLANNED_ROWS[1:]}):  # all that is compiled for how many there are
                 self._warm(batch, slot, None, rows, min(rows + _WARM_TOKENS, most_tokens))
             for size in reversed(graphs.sizes[1:]) if graphs is not None else ():  # in the memory of the largest the others find room
                 self._warm(batch, slot, graphs, size, size)
@@ -425,7 +425,7 @@ class DeviceRunner:
     def wake_up(self) -> None:
         with at_rest(self.device):
             self.residence.wake_up()
-            if "_drawn" not in self.__dict__:  # what is made last
+            if not hasattr(self, "_drawn"):  # what is made last
                 self._prepare()
 
     def update_weights(self, weights: Any) -> None:

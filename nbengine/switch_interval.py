@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 
 # Seconds. CPython's default of 5 ms would be added to every step. With 5 microseconds each turn that one thread asks for waits until the other
-# has been given a core, which on busy ones takes longer than the turn: half of the speed was lost there, with 10 to 100 microseconds 1% to 6%.
+# has been given a core, which on busy ones takes longer than the turn: half of the speed was lost there, with 10 to 100 microseconds some hundredths.
 URGENT = 3e-5
 WORKING = 1e-3
 _PR_SET_TIMERSLACK = 29

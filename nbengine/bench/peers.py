@@ -46,9 +46,7 @@ class Peer(ABC):
                     continue
                 row = {"peer": label, "peer_version": installed(self.package), "model": model, "workload": name}
                 try:
-                    way(
-                        workload("single", fresh="warm-up", vocab_size=vocab_size, quick=settings.quick)
-                    )  # whole: a first one is far slower
+                    way(workload("single", fresh="warm-up", vocab_size=vocab_size, quick=settings.quick))  # whole: its first is slow
                     runs = [
                         way(workload(name, fresh=(label, turn), vocab_size=vocab_size, quick=settings.quick)[: self.most_requests])
                         for turn in range(settings.repeats_of(name))

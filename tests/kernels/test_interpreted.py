@@ -299,7 +299,6 @@ def test_products_of_bfloat16_are_refused_rather_than_wrong(op):
 def test_without_a_gpu_nor_the_interpreter_the_kernels_are_refused_and_triton_is_not_imported():
     code = """
 import sys
-from types import SimpleNamespace
 from nbengine.ops import OP_NAMES, Ops
 ops = Ops.default("cpu")
 try:
