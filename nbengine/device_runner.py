@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from array import array
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,7 @@ from nbengine.staging import Slot, Staging, to_device, to_host
 from nbengine.state_tables import StateTables, packed_rows
 from nbengine.step_graphs import StepGraphs, paying_tokens
 from nbengine.step_inputs import StepInputs
-from nbengine.switch_interval import urgent
+from nbengine.switch_interval import put_others_off, urgent
 
 if TYPE_CHECKING:
     from nbengine.batch import Sampled
@@ -40,8 +42,7 @@ _SCORED = 256  # prompt positions whose logits are held together
 
 
 _WARM_TOKENS = 16
-_MANY_NUMBERS = 400
-_TURN = 0.01  # seconds after which other threads get a turn although the device is not waited for
+_EVERY, _TURN = 1e-2, 1e-4  # seconds after which other threads get a turn although the device is not waited for, and how long it is
 _UPDATES = 2  # writes to the tables for each token of a step that a graph has programs for
 
 
@@ -53,11 +54,6 @@ class _Flight:
     slot: Slot
     drawing: Drawing
     prompt_logprobs: dict[int, list[LogprobTensors]] = field(default_factory=dict)  # by batch row
-
-
-def _numbers(batch: Batch) -> AbstractContextManager[None]:
-    """Around work with a batch's arrays: numpy lets go of the interpreter for those of more than 500 numbers."""
-    return urgent() if batch.num_tokens > _MANY_NUMBERS else nullcontext()
 
 
 class DeviceRunner:
@@ -90,6 +86,7 @@ class DeviceRunner:
         self.residence = Residence(loaded, num_blocks, block_size)
         self.block_size = block_size
         room = max(max_tokens, max_rows)  # a step of one token a row may be padded to more rows than it may have tokens
+        self._ends = memoryview(array("i", range(room + 1)))  # of queries, where each row has one
         self._most = max_rows, room, -(-max_model_len // block_size)
         self._prepare()
         self.graphs: StepGraphs | None = None
@@ -124,10 +121,7 @@ class DeviceRunner:
     @torch.inference_mode()
     def launch(self, batch: Batch) -> None:
         """Have the device bring its tables up to date, compute the batch and draw its tokens; wait for none of it."""
-        with _numbers(batch):
-            self._launch(batch)
-
-    def _launch(self, batch: Batch) -> None:
+        put_others_off()
         slot = self._staging.take()
         try:
             slot.began.set()
@@ -155,10 +149,10 @@ class DeviceRunner:
         flight = self._flights.popleft()
         slot, batch = flight.slot, flight.batch
         try:
+            put_others_off()
             slot.ended.wait()
-            with _numbers(batch):
-                tokens = slot.drawn_numbers[: len(batch.sample_rows)].copy()
-                sampled = self.sampler.collect(tokens, batch.sample_rows, flight.drawing)
+            tokens = slot.drawn_numbers[: len(batch.sample_rows)].tolist()
+            sampled = self.sampler.collect(tokens, batch.sample_rows, flight.drawing)
             sampled.device_s = slot.ended.seconds_since(slot.began)
             for row, pieces in flight.prompt_logprobs.items():
                 sampled.prompt_logprobs[row] = [entry for piece in pieces for entry in logprob_entries(*piece)]
@@ -179,9 +173,9 @@ class DeviceRunner:
             raise told_apart(error, self.device) from None
         if waits:
             self._let_go = perf_counter()
-        elif perf_counter() > self._let_go + _TURN:
+        elif perf_counter() > self._let_go + _EVERY:
             with urgent():
-                sleep(0)
+                sleep(_TURN)
             self._let_go = perf_counter()
 
     @property
@@ -194,8 +188,10 @@ class DeviceRunner:
 
     def _update(self, batch: Batch, slot: Slot) -> torch.Tensor | None:
         """Send new rows and blocks for the tables; where they lie, if there are any."""
+        with urgent() if any(map(self.sampler.keeps_tensors, batch.admitted)) else nullcontext():
+            for new in batch.admitted:
+                self.sampler.admit(new)
         for new in batch.admitted:
-            self.sampler.admit(new)
             if new.params.prompt_logprobs is not None:
                 self._prompts[new.row] = list(new.prompt)
         admitted, writes = len(batch.admitted), len(batch.table_writes)
@@ -306,19 +302,20 @@ class DeviceRunner:
     def _send(self, batch: Batch, slot: Slot, rows: int, tokens: int, samples: int) -> None:
         """Pack a step into parts of these sizes, as kernels/prepare_step.py reads them."""
         count, size = len(batch.rows), packed_size(rows, tokens, samples)
-        numbers = slot.step_numbers
-        numbers[:5] = count, batch.num_tokens, len(batch.sample_rows), len(batch.admitted), len(batch.table_writes)
+        words = slot.step_words  # in place of an array: numpy lets go of the interpreter to copy more than 500 numbers
+        words[:5] = array("i", (count, batch.num_tokens, len(batch.sample_rows), len(batch.admitted), len(batch.table_writes)))
         at = HEADER
         for part, room in ((batch.rows, rows), (batch.starts, rows)):
-            numbers[at : at + count] = part
+            words[at : at + count] = part.data
             at += room
-        ends = numbers[at : at + rows + 1]
-        ends[0] = 0
-        np.cumsum(batch.counts, out=ends[1 : count + 1])
-        ends[count + 1 :] = batch.num_tokens  # rows that pad the step have none
+        if count == batch.num_tokens:
+            words[at : at + count + 1] = self._ends[: count + 1]
+        else:
+            words[at : at + count + 1] = array("i", accumulate(batch.counts.tolist(), initial=0))
+        words[at + count + 1 : at + rows + 1] = array("i", (batch.num_tokens,)) * (rows - count)  # rows that pad the step have none
         at += rows + 1
         for part, room in ((batch.sample_index, samples), (batch.sample_rows, samples), (batch.tokens, tokens)):
-            numbers[at : at + len(part)] = part
+            words[at : at + len(part)] = part.data
             at += room
         self._staging.send(slot, size)
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from nbengine.batch import Sampled, TokenLogprobs
-from nbengine.penalty_tables import PenaltyTables
-from nbengine.sampler import Edits, ProcessorError, logprob_entries, logprob_tensors, why_nothing
+from nbengine.penalty_tables import PenaltyTables, has_penalties
+from nbengine.sampler import Edits, ProcessorError, has_edits, logprob_entries, logprob_tensors, why_nothing
 from nbengine.staging import to_device, to_host
 
 if TYPE_CHECKING:
@@ -49,7 +49,13 @@ class DeviceSampler:
         self._edits: list[Edits | None] = [None] * max_rows
         self._edit_until: NDArray[np.int64] = np.zeros(max_rows, np.int64)  # logits are edited while the sequence is shorter
         self._logprobs: NDArray[np.int64] = np.full(max_rows, -1, np.int64)  # most likely tokens wanted; -1: no logprobs
-        self._special: NDArray[np.bool_] = np.zeros(max_rows, np.bool_)  # any of these
+        self._special: set[int] = set()  # rows with any of these
+        self._ones: NDArray[np.int32] = np.ones(max_rows, np.int32)
+
+    @staticmethod
+    def keeps_tensors(new: NewRow) -> bool:
+        """Whether to admit a sequence takes calls of torch's."""
+        return has_penalties(new.params) or has_edits(new.params)
 
     def admit(self, new: NewRow) -> None:
         """Give a state row to a sequence; whatever was there is gone."""
@@ -57,14 +63,17 @@ class DeviceSampler:
         self.penalties.admit(new)
         wanted = params.logprobs
         self._logprobs[row] = -1 if wanted is None else self.vocab_size if wanted == -1 else min(wanted, self.vocab_size)
-        edits = Edits(new, self.vocab_size, self.device, penalties=False)
-        self._edit_until[row] = _ALWAYS if edits.always else len(new.prompt) + params.min_tokens if len(edits.stops) else 0
-        self._edits[row] = edits if self._edit_until[row] else None
-        self._special[row] = self._edits[row] is not None or wanted is not None or self.penalties.slots[row] >= 0
+        self._edits[row], self._edit_until[row] = None, 0
+        if has_edits(params):
+            edits = Edits(new, self.vocab_size, self.device, penalties=False)
+            self._edit_until[row] = _ALWAYS if edits.always else len(new.prompt) + params.min_tokens if len(edits.stops) else 0
+            self._edits[row] = edits if self._edit_until[row] else None
+        special = self._edits[row] is not None or wanted is not None or self.penalties.slots[row] >= 0
+        (self._special.add if special else self._special.discard)(row)
 
     def plain(self, rows: NDArray[np.int32]) -> bool:
         """Whether these rows ask for nothing but the draw itself."""
-        return not self._special[rows].any()
+        return not self._special or self._special.isdisjoint(rows.tolist())
 
     def draw_plainly(self, logits: torch.Tensor, inputs: SampleInputs) -> torch.Tensor:
         """Tokens [samples] int64, -1 where nothing could be drawn; nothing of it needs the host, so that it may be captured."""
@@ -98,24 +107,27 @@ class DeviceSampler:
             drawing.logprobs = [(to_host(ids), to_host(values), to_host(ranks)) for ids, values, ranks in pieces]
         return drawn, drawing
 
-    def collect(self, tokens: NDArray[np.int64], rows: NDArray[np.int32], drawing: Drawing) -> Sampled:
+    def collect(self, tokens: list[int], rows: NDArray[np.int32], drawing: Drawing) -> Sampled:
         """What the host has of it once the device is done."""
-        failed = drawing.failed
-        for j in np.flatnonzero(tokens < 0).tolist():
+        failed, counts = drawing.failed, self._ones[: len(rows)]
+        if min(tokens, default=0) < 0:
             scores = drawing.scores
-            failed.setdefault(j, NOTHING_DRAWN if scores is None else why_nothing(scores[j], scores[j]))
-        counts = np.ones(len(rows), np.int32)
-        counts[list(failed)] = 0
+            for j, token in enumerate(tokens):
+                if token < 0:
+                    failed.setdefault(j, NOTHING_DRAWN if scores is None else why_nothing(scores[j], scores[j]))
+        if failed:
+            counts = counts.copy()
+            counts[list(failed)] = 0
         for j in drawing.edited:
             edits = self._edits[rows[j]]
             if j not in failed and edits is not None:
-                edits.append(int(tokens[j]))
+                edits.append(tokens[j])
         logprobs: dict[int, list[TokenLogprobs]] = {}
         entries = [entry for piece in drawing.logprobs for entry in logprob_entries(*piece)]
         for (j, top), entry in zip(drawing.wanted, entries, strict=True):
             if j not in failed:
                 logprobs[j] = [TokenLogprobs(entry.ids[: top + 1], entry.values[: top + 1], entry.rank)]
-        return Sampled(tokens=(tokens * counts).astype(np.int32)[:, None], counts=counts, logprobs=logprobs, failed=failed)
+        return Sampled(tokens=np.array(tokens, np.int32)[:, None], counts=counts, logprobs=logprobs, failed=failed)
 
     def _edit(self, scores: torch.Tensor, row: int, length: int, sample: int, drawing: Drawing) -> None:
         edits = self._edits[row]

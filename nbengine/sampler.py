@@ -16,6 +16,8 @@ from nbengine.sampling_params import takes_prompt
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from nbengine.sampling_params import SamplingParams
+
 _ALWAYS = np.iinfo(np.int64).max
 _CHUNK = 1 << 22  # logits looked at together for log-probabilities: bounds the memory of a long prompt's
 
@@ -124,6 +126,12 @@ def token_logprobs(logits: torch.Tensor, targets: torch.Tensor, top: int) -> lis
 
 class ProcessorError(Exception):
     """A user's logits processor went wrong: one sample's failure."""
+
+
+def has_edits(params: SamplingParams) -> bool:
+    """Whether there may be anything for `Edits` to do beyond penalties."""
+    asked = params.min_tokens, params.logit_bias, params._bad_words_ids, params.logits_processors  # noqa: SLF001
+    return params.allowed_token_ids is not None or any(asked)
 
 
 class Edits:

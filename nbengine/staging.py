@@ -51,7 +51,7 @@ class Slot:
         self.step = torch.empty(size, dtype=torch.int32, pin_memory=self._pinned)
         self.updates = torch.empty(size, dtype=torch.int32, pin_memory=self._pinned)
         self.drawn = torch.empty(samples, dtype=torch.int64, pin_memory=self._pinned)
-        self.step_numbers: NDArray[np.int32] = self.step.numpy()
+        self.step_words = self.step.numpy().data
         self.update_numbers: NDArray[np.int32] = self.updates.numpy()
         self.drawn_numbers: NDArray[np.int64] = self.drawn.numpy()
         self.began, self.ended = Mark(calls), Mark(calls)

@@ -3,6 +3,10 @@
 CPython lets a thread that waits for the interpreter ask for it after an interval, which is the process's. An engine's thread wants
 it back at once where it has let go of it (urgent), and wants to be left alone in the short time that it plans and launches steps
 in (working): the rest of the time it waits for the GPU, and the cell runs.
+
+A thread reads the interval when it begins to wait. The cell's does so just after the engine has taken the interpreter back, often
+before the engine has set the longer interval: then it asks again within microseconds, and the engine, which has to ask in its turn,
+loses the longer interval. To let go for less time than a thread takes to wake up makes it read the interval anew (put_others_off).
 """
 
 from __future__ import annotations
@@ -14,11 +18,12 @@ import threading
 from collections.abc import Iterator
 
 # Seconds. CPython's default of 5 ms would be added to every step. With 5 microseconds each turn that one thread asks for waits until the other
-# has been given a core, which on busy ones takes longer than the turn: half of the speed was lost there, with 10 to 100 microseconds some hundredths.
+# has been given a core, which on busy ones takes longer than the turn: half of the speed was lost there, with 30 to 100 microseconds some hundredths.
 URGENT = 3e-5
-WORKING = 1e-3
+WORKING = 2e-3
 _PR_SET_TIMERSLACK = 29
 
+_brief = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None).abs  # as short a call as there is; ctypes lets go around it
 _lock = threading.Lock()
 _urgent = 0  # threads that may have to wait for the interpreter; the interval is the process's, and so must these numbers be
 _working = 0  # engines with work
@@ -44,6 +49,13 @@ def urgent() -> Iterator[None]:
         yield
     finally:
         _count(urgent=-1)
+        put_others_off()
+
+
+def put_others_off() -> None:
+    """Have a thread that waits for the interpreter wait for as long again as the interval is now, which else it may not have read."""
+    if _working and not _urgent:
+        _brief(0)
 
 
 def _count(*, urgent: int = 0, working: int = 0) -> None:
