@@ -171,6 +171,9 @@ class Scheduler:
                 if not sequence.in_flight:
                     self._restart(sequence)
                 continue
+            if self._decode(plan, sequence):
+                budget -= 1
+                continue
             count = self._chunk(plan, sequence, budget)
             if count > 0 and self._provide(plan, sequence, sequence.computed + count):
                 self._plan(plan, sequence, count)
@@ -178,6 +181,33 @@ class Scheduler:
         if opens and not plan.squeezed:
             self._admit(plan, budget)
         return plan
+
+    def _decode(self, plan: Plan, sequence: Sequence) -> bool:
+        """Put the next token of a sequence into the batch where there is no more to it, as for most rows of most steps; else False.
+
+        What `_chunk`, `_provide` and `_plan` do for one that decodes, has a block of its own to write to, and leads nobody.
+        """
+        known, start, blocks, size = len(sequence.tokens), sequence.computed, sequence.blocks, self.pool.block_size
+        column = start // size
+        if known + sequence.pending - start != 1 or column >= len(blocks) or sequence.followers or sequence.reserved > len(blocks) * size:
+            return False
+        if self.pool.must_copy(blocks[column]):
+            return False
+        row = len(plan.sequences)
+        plan.tokens.append(sequence.tokens[start] if start < known else -1)
+        plan.sequences.append(sequence)
+        plan.starts.append(start)
+        plan.counts.append(1)
+        plan.sample_index.append(row)
+        plan.samples.append(sequence)
+        sequence.computed = start + 1
+        sequence.in_flight += 1
+        sequence.pending += 1
+        sequence.step = self.steps
+        full = min(start + 1, known) // size
+        if full > sequence.sealed:
+            plan.filled.update(self.prefixes.offer(sequence, full))
+        return True
 
     def _chunk(self, plan: Plan, sequence: Sequence, budget: int) -> int:
         """How many tokens it computes now; 0 where there is no room for it, as a whole or as a long one."""
@@ -197,13 +227,14 @@ class Scheduler:
         return 0 < self.long_prefill_token_threshold < tokens
 
     def _admit(self, plan: Plan, budget: int) -> None:
+        filling = self._filling() if self.waiting and budget > 0 and self._row_left else []
         while self.waiting and budget > 0 and self._row_left:
             sequence = self.waiting[0]
             hits = self._find(plan, sequence)
             known = len(sequence.tokens)
             start = min(len(hits) * self.pool.block_size, known - 1)  # there is always one token to compute: logits come of it
             reserved = self._reserve(sequence)  # asked once: a user's policy may answer otherwise the next time
-            if not self._has_room(sequence, hits, start, reserved):
+            if not self._has_room(sequence, hits, start, reserved, filling):
                 break
             if not self.chunked_prefill and budget < known - start <= self.max_num_batched_tokens:
                 break
@@ -219,8 +250,13 @@ class Scheduler:
             count = self._chunk(plan, sequence, budget)
             provided = self._provide(plan, sequence, start + count)
             assert provided, "a sequence was admitted without room"
+            leads = bool(sequence.followers)
             self._plan(plan, sequence, count)
             budget -= count
+            if leads:  # who followed it may run now
+                filling = self._filling()
+            elif sequence.reserved or sequence.remaining > 1:
+                filling.append(sequence)
 
     def _find(self, plan: Plan, sequence: Sequence) -> list[int]:
         """The cached blocks that a waiting sequence would enter with."""
@@ -294,12 +330,17 @@ class Scheduler:
             follower.in_flight += 1
             follower.step = self.steps
             follower.pending += 1
+            plan.forks = True
             plan.sample_index.append(row)
             plan.samples.append(follower)
 
     # ── room ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _has_room(self, sequence: Sequence, hits: list[int], start: int, reserved: int) -> bool:
+    def _filling(self) -> list[Sequence]:
+        """Who runs and may take blocks for more than its next token."""
+        return [sequence for sequence in self.running.values() if sequence.reserved or sequence.remaining > 1]
+
+    def _has_room(self, sequence: Sequence, hits: list[int], start: int, reserved: int, filling: list[Sequence] | None = None) -> bool:
         """Whether its known tokens, the next one and what others are still to fill fit into the free blocks."""
         if not self.running:
             return True  # a sequence alone fits
@@ -307,7 +348,7 @@ class Scheduler:
         total = pool.blocks_for(max(len(sequence.tokens) + 1, reserved))
         revived = sum(1 for block in hits if pool.references[block] == 0)
         copied = start < len(hits) * pool.block_size
-        promised = sum(max(0, self._needs(s, s.length)) for s in self.running.values() if s.reserved or s.remaining > 1)
+        promised = sum(max(0, self._needs(s, s.length)) for s in (self._filling() if filling is None else filling))
         return total - len(hits) + revived + copied + promised <= pool.num_free
 
     def _needs(self, sequence: Sequence, tokens: int) -> int:
@@ -427,18 +468,18 @@ class Scheduler:
             sequence.in_flight -= 1
         scores = self._scores(plan, sampled)
         updates = []
-        tokens, counts = sampled.tokens.tolist(), sampled.counts.tolist()
+        tokens, counts, failed, logprobs = sampled.tokens.tolist(), sampled.counts.tolist(), sampled.failed, sampled.logprobs
         for j, sequence in enumerate(plan.samples):
             sequence.pending -= 1
             if sequence.finish_reason is not None:
                 continue
             new: list[int] = []
-            if j in sampled.failed:
-                sequence.error = sampled.failed[j]
+            if j in failed:
+                sequence.error = failed[j]
                 self._finish(sequence, "error")
             else:
                 new = self._append(sequence, tokens[j][: counts[j]])
-            updates.append(Update(sequence, new, sampled.logprobs.get(j), scores.pop(sequence, None) if scores else None))
+            updates.append(Update(sequence, new, logprobs.get(j), scores.pop(sequence, None) if scores else None))
         updates.extend(Update(sequence, [], prompt_logprobs=entries) for sequence, entries in scores.items())
         for sequence in everyone:
             if sequence.finish_reason is not None and sequence.row >= 0 and not sequence.in_flight:

@@ -18,9 +18,9 @@ import threading
 from collections.abc import Iterator
 
 # Seconds. CPython's default of 5 ms would be added to every step. With 5 microseconds each turn that one thread asks for waits until the other
-# has been given a core, which on busy ones takes longer than the turn: half of the speed was lost there, with 30 to 100 microseconds some hundredths.
-URGENT = 3e-5
-WORKING = 2e-3
+# has been given a core, which on busy ones takes longer than the turn: half of the speed was lost there, with 20 to 100 microseconds some hundredths.
+URGENT = 2e-5
+WORKING = 5e-3
 _PR_SET_TIMERSLACK = 29
 
 _brief = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None).abs  # as short a call as there is; ctypes lets go around it

@@ -331,7 +331,7 @@ def after_a_sticky_error(code):
     return done
 
 
-@pytest.mark.parametrize("where", ["spoil_once('_send', True)", "spoil_once('_launch', False)", "spoil()", "spoil_and_wait()"])
+@pytest.mark.parametrize("where", ["spoil_once('_send', True)", "spoil_once('launch', False)", "spoil()", "spoil_and_wait()"])
 def test_a_sticky_error_marks_the_engine_dead_and_says_to_restart(where):
     """Whether a call that follows hears of it, or who waits for a step that is in flight; the engine's own fault or a cell's."""
     done = after_a_sticky_error(f"""
