@@ -6,7 +6,7 @@ in (working): the rest of the time it waits for the GPU, and the cell runs.
 
 A thread reads the interval when it begins to wait. The cell's does so just after the engine has taken the interpreter back, often
 before the engine has set the longer interval: then it asks again within microseconds, and the engine, which has to ask in its turn,
-loses the longer interval. To let go for less time than a thread takes to wake up makes it read the interval anew (put_others_off).
+loses the longer interval. To let go for less time than a thread takes to wake up makes it read the interval anew (_set_longer).
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import ctypes
 import sys
 import threading
 from collections.abc import Iterator
+from time import perf_counter
 
 # Seconds. CPython's default of 5 ms would be added to every step. With 5 microseconds each turn that one thread asks for waits until the other
 # has been given a core, which on busy ones takes longer than the turn: half of the speed was lost there, with 20 to 100 microseconds some hundredths.
 URGENT = 2e-5
 WORKING = 5e-3
+_MOMENT, _TRIES = 1e-5, 4  # to let go for an instant takes a tenth of it, where no other thread is quick enough to run then
 _PR_SET_TIMERSLACK = 29
 
 _brief = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None).abs  # as short a call as there is; ctypes lets go around it
@@ -49,13 +51,14 @@ def urgent() -> Iterator[None]:
         yield
     finally:
         _count(urgent=-1)
-        put_others_off()
 
 
 def put_others_off() -> None:
-    """Have a thread that waits for the interpreter wait for as long again as the interval is now, which else it may not have read."""
+    """Have whoever waits for the interpreter wait for the whole interval from now on."""
     if _working and not _urgent:
-        _brief(0)
+        with _lock:
+            if _as_set():
+                _set_longer(_set)
 
 
 def _count(*, urgent: int = 0, working: int = 0) -> None:
@@ -63,12 +66,31 @@ def _count(*, urgent: int = 0, working: int = 0) -> None:
     with _lock:
         if not (_urgent or _working):
             _usual = _set = sys.getswitchinterval()
-        elif abs(sys.getswitchinterval() - _set) > 1.5e-6:  # the user has set another meanwhile, which is to stay
+        elif not _as_set():  # the user has set another meanwhile, which is to stay
             _usual = sys.getswitchinterval()
         _urgent += urgent
         _working += working
-        _set = min(URGENT if _urgent else WORKING if _working else _usual, _usual)
-        sys.setswitchinterval(_set + 5e-7)  # which is cut to whole microseconds
+        before, _set = _set, min(URGENT if _urgent else WORKING if _working else _usual, _usual)
+        (_set_longer if _working and _set > before else _set_to)(_set)
+
+
+def _as_set() -> bool:
+    return abs(sys.getswitchinterval() - _set) < 1.5e-6
+
+
+def _set_longer(interval: float) -> None:
+    """Set an interval that those who wait already read too."""
+    for _ in range(_TRIES):
+        _set_to(min(URGENT, interval))
+        began = perf_counter()
+        _brief(0)  # whoever waits is woken, and before it runs the interpreter is taken again
+        _set_to(interval)  # which it finds when it goes on to wait
+        if perf_counter() - began < _MOMENT:  # else it was quicker for once, and may have begun to wait again before the last line
+            return
+
+
+def _set_to(interval: float) -> None:
+    sys.setswitchinterval(interval + 5e-7)  # which is cut to whole microseconds
 
 
 def wake_promptly() -> None:
