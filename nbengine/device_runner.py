@@ -197,10 +197,11 @@ class DeviceRunner:
         admitted, writes = len(batch.admitted), len(batch.table_writes)
         if admitted or writes:
             count = admitted * ROW + writes * 3
-            numbers = slot.room_for_updates(count)
+            words = slot.room_for_updates(count)
             if admitted:
-                numbers[: admitted * ROW] = packed_rows(batch.admitted).ravel()
-            numbers[admitted * ROW :] = batch.table_writes[:, 1:].ravel()
+                words[: admitted * ROW] = packed_rows(batch.admitted)
+            for column in range(3):
+                words[admitted * ROW + column :: 3] = batch.table_writes.reshape(-1).data[column + 1 :: 4]
             return self._staging.send_updates(slot, count)
         return None
 
@@ -302,7 +303,7 @@ class DeviceRunner:
     def _send(self, batch: Batch, slot: Slot, rows: int, tokens: int, samples: int) -> None:
         """Pack a step into parts of these sizes, as kernels/prepare_step.py reads them."""
         count, size = len(batch.rows), packed_size(rows, tokens, samples)
-        words = slot.step_words  # in place of an array: numpy lets go of the interpreter to copy more than 500 numbers
+        words = slot.step_words
         words[:5] = array("i", (count, batch.num_tokens, len(batch.sample_rows), len(batch.admitted), len(batch.table_writes)))
         at = HEADER
         for part, room in ((batch.rows, rows), (batch.starts, rows)):

@@ -51,6 +51,7 @@ class DeviceSampler:
         self._logprobs: NDArray[np.int64] = np.full(max_rows, -1, np.int64)  # most likely tokens wanted; -1: no logprobs
         self._special: set[int] = set()  # rows with any of these
         self._ones: NDArray[np.int32] = np.ones(max_rows, np.int32)
+        self._ones.flags.writeable = False  # handed out as what most steps count
 
     @staticmethod
     def keeps_tensors(new: NewRow) -> bool:

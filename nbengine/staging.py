@@ -44,7 +44,10 @@ class Mark:
 
 
 class Slot:
-    """Memory of a step in flight that the device reads and writes by itself: nobody else's until the step has landed."""
+    """Memory of a step in flight that the device reads and writes by itself: nobody else's until the step has landed.
+
+    What the host writes there it writes as words, which keeps the interpreter: numpy lets go of it to copy many numbers, or strided ones.
+    """
 
     def __init__(self, size: int, samples: int, calls: CudaCalls | None) -> None:
         self._pinned = calls is not None
@@ -52,16 +55,16 @@ class Slot:
         self.updates = torch.empty(size, dtype=torch.int32, pin_memory=self._pinned)
         self.drawn = torch.empty(samples, dtype=torch.int64, pin_memory=self._pinned)
         self.step_words = self.step.numpy().data
-        self.update_numbers: NDArray[np.int32] = self.updates.numpy()
+        self.update_words = self.updates.numpy().data
         self.drawn_numbers: NDArray[np.int64] = self.drawn.numpy()
         self.began, self.ended = Mark(calls), Mark(calls)
 
-    def room_for_updates(self, count: int) -> NDArray[np.int32]:
+    def room_for_updates(self, count: int) -> memoryview:
         """The first `count` numbers of what updates the tables."""
         if len(self.updates) < count:
             self.updates = torch.empty(2 * count, dtype=torch.int32, pin_memory=self._pinned)
-            self.update_numbers = self.updates.numpy()
-        return self.update_numbers[:count]
+            self.update_words = self.updates.numpy().data
+        return self.update_words[:count]
 
 
 class Staging:

@@ -21,7 +21,7 @@ from time import perf_counter
 # Seconds. CPython's default of 5 ms would be added to every step. With 5 microseconds each turn that one thread asks for waits until the other
 # has been given a core, which on busy ones takes longer than the turn: half of the speed was lost there, with 20 to 100 microseconds some hundredths.
 URGENT = 2e-5
-WORKING = 5e-3
+WORKING = 4.9e-3  # and no number that a user would set, who would be taken for this module
 _MOMENT, _TRIES = 1e-5, 4  # to let go for an instant takes a tenth of it, where no other thread is quick enough to run then
 _PR_SET_TIMERSLACK = 29
 
@@ -57,7 +57,7 @@ def put_others_off() -> None:
     """Have whoever waits for the interpreter wait for the whole interval from now on."""
     if _working and not _urgent:
         with _lock:
-            if _as_set():
+            if _is_set_to(_set):
                 _set_longer(_set)
 
 
@@ -66,7 +66,7 @@ def _count(*, urgent: int = 0, working: int = 0) -> None:
     with _lock:
         if not (_urgent or _working):
             _usual = _set = sys.getswitchinterval()
-        elif not _as_set():  # the user has set another meanwhile, which is to stay
+        elif not _is_set_to(_set):  # the user has set another meanwhile, which is to stay
             _usual = sys.getswitchinterval()
         _urgent += urgent
         _working += working
@@ -74,19 +74,22 @@ def _count(*, urgent: int = 0, working: int = 0) -> None:
         (_set_longer if _working and _set > before else _set_to)(_set)
 
 
-def _as_set() -> bool:
-    return abs(sys.getswitchinterval() - _set) < 1.5e-6
-
-
 def _set_longer(interval: float) -> None:
     """Set an interval that those who wait already read too."""
+    short = min(URGENT, interval)
     for _ in range(_TRIES):
-        _set_to(min(URGENT, interval))
+        _set_to(short)
         began = perf_counter()
         _brief(0)  # whoever waits is woken, and before it runs the interpreter is taken again
+        if not _is_set_to(short):
+            return  # it did run, and was the user setting another, which the next to look here finds
         _set_to(interval)  # which it finds when it goes on to wait
         if perf_counter() - began < _MOMENT:  # else it was quicker for once, and may have begun to wait again before the last line
             return
+
+
+def _is_set_to(interval: float) -> bool:
+    return abs(sys.getswitchinterval() - interval) < 1.5e-6
 
 
 def _set_to(interval: float) -> None:

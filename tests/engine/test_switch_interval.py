@@ -10,8 +10,8 @@ from time import perf_counter, sleep
 import numpy as np
 import pytest
 
-from nbengine import Engine, startup, switch_interval
-from nbengine.batch import Batch
+from nbengine import Engine, SamplingParams, startup, switch_interval
+from nbengine.batch import Batch, NewRow
 from nbengine.device_runner import DeviceRunner
 from nbengine.device_sampler import Drawing
 from nbengine.staging import Staging
@@ -49,6 +49,27 @@ def test_what_the_user_sets_meanwhile_stays_and_a_shorter_one_of_theirs_is_kept(
         pass
     assert sys.getswitchinterval() == pytest.approx(1e-4, abs=2e-6)
     end()
+
+
+def test_going_back_to_pythons_own_interval_is_heard(usual):
+    sys.setswitchinterval(0.02)
+    begin()
+    sys.setswitchinterval(0.005)
+    with urgent():
+        pass
+    end()
+    assert sys.getswitchinterval() == pytest.approx(0.005, abs=2e-6)
+
+
+def test_what_a_busy_thread_sets_in_the_instant_that_it_is_let_in_stays(usual, monkeypatch):
+    begin()
+    monkeypatch.setattr(switch_interval, "_brief", lambda _: sys.setswitchinterval(0.011))
+    put_others_off()
+    monkeypatch.undo()
+    with urgent():
+        pass
+    end()
+    assert sys.getswitchinterval() == pytest.approx(0.011, abs=2e-6)
 
 
 # ── a turn of the engine's ──────────────────────────────────────────────────────────────────────────────────────────
@@ -163,6 +184,16 @@ def runner(monkeypatch):
 def test_to_pack_a_step_of_many_rows_keeps_the_interpreter(usual, runner, tokens):
     batch, slot = decoding(tokens=tokens), runner._staging.take()
     assert keeps(lambda: runner._send(batch, slot, ROWS, 2 * ROWS, ROWS))
+
+
+@pytest.mark.parametrize(("admitted", "writes"), [(0, 10), (0, ROWS), (200, 500)])
+def test_to_pack_what_changes_in_the_tables_keeps_the_interpreter(usual, runner, monkeypatch, admitted, writes):
+    monkeypatch.setattr(Staging, "send_updates", lambda *_: None)
+    params = SamplingParams().resolve((), None)
+    batch, slot = decoding(), runner._staging.take()
+    batch.admitted = [NewRow(row, [1, 2], [], params, 1) for row in range(admitted)]
+    batch.table_writes = np.array([(0, row, 0, 1) for row in range(writes)], np.int32)
+    assert keeps(lambda: runner._update(batch, slot))
 
 
 def test_to_collect_the_tokens_of_many_rows_keeps_the_interpreter(usual, runner):

@@ -31,7 +31,7 @@ def tables(device: str) -> StateTables:
         )
         for row in range(ROWS)
     ]
-    packed = torch.from_numpy(packed_rows(admitted)).ravel().to(device)
+    packed = torch.from_numpy(np.array(packed_rows(admitted))).to(device)
     update_tables_reference(torch.tensor([0, 0, 0, ROWS, 0]), packed, made, ROWS)
     return made
 
@@ -39,7 +39,7 @@ def tables(device: str) -> StateTables:
 def check_updates(device: str, update: Op = update_tables) -> None:
     new = [NewRow(row, [1], [], SamplingParams(temperature=row, top_k=3, min_p=0.25), -row, row) for row in (4, 0, 7)]
     writes = np.array([(row, column, row * 100 + column) for row in range(ROWS) for column in range(0, COLUMNS, 2)], np.int32)
-    packed = torch.from_numpy(np.concatenate((packed_rows(new).ravel(), writes.ravel()))).to(device)
+    packed = torch.from_numpy(np.concatenate((np.array(packed_rows(new)), writes.ravel()))).to(device)
     expected, got = tables(device), tables(device)
     step = torch.tensor([0, 0, 0, len(new), len(writes)], dtype=torch.int32, device=device)
     update_tables_reference(step, packed, expected, len(writes))
