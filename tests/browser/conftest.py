@@ -257,12 +257,15 @@ def notebook(browser: Browser, lab: Lab, shots: Path, console: list[str], front_
     page.close()
 
 
+# ipywidgets' own: a widget that is resized in the moment of its end looks for the view that it has let go of. Lumino catches it, or not.
+_NOT_OURS = "null (reading 'processLuminoMessage')"
+
+
 def _note_error(console: list[str], error: Error) -> None:
-    """All but one of ipywidgets' own: one that is resized in the moment of its end looks for the view that it has let go of."""
-    if "null (reading 'processLuminoMessage')" not in error.message:
+    if _NOT_OURS not in error.message:
         console.append(f"{error.name}: {error.message}\n{error.stack}")
 
 
 def _note(console: list[str], message: ConsoleMessage) -> None:
-    if message.type == "error":
+    if message.type == "error" and _NOT_OURS not in message.text:
         console.append(f"{message.text} ({message.location.get('url')})")
