@@ -171,43 +171,25 @@ class Scheduler:
                 if not sequence.in_flight:
                     self._restart(sequence)
                 continue
-            if self._decode(plan, sequence):
-                budget -= 1
-                continue
-            count = self._chunk(plan, sequence, budget)
-            if count > 0 and self._provide(plan, sequence, sequence.computed + count):
+            decodes = self._writes_on(sequence)
+            count = 1 if decodes else self._chunk(plan, sequence, budget)
+            if decodes or (count > 0 and self._provide(plan, sequence, sequence.computed + count)):
                 self._plan(plan, sequence, count)
                 budget -= count
         if opens and not plan.squeezed:
             self._admit(plan, budget)
         return plan
 
-    def _decode(self, plan: Plan, sequence: Sequence) -> bool:
-        """Put the next token of a sequence into the batch where there is no more to it, as for most rows of most steps; else False.
-
-        What `_chunk`, `_provide` and `_plan` do for one that decodes, has a block of its own to write to, and leads nobody.
-        """
-        known, start, blocks, size = len(sequence.tokens), sequence.computed, sequence.blocks, self.pool.block_size
-        column = start // size
-        if known + sequence.pending - start != 1 or column >= len(blocks) or sequence.followers or sequence.reserved > len(blocks) * size:
-            return False
-        if self.pool.must_copy(blocks[column]):
-            return False
-        row = len(plan.sequences)
-        plan.tokens.append(sequence.tokens[start] if start < known else -1)
-        plan.sequences.append(sequence)
-        plan.starts.append(start)
-        plan.counts.append(1)
-        plan.sample_index.append(row)
-        plan.samples.append(sequence)
-        sequence.computed = start + 1
-        sequence.in_flight += 1
-        sequence.pending += 1
-        sequence.step = self.steps
-        full = min(start + 1, known) // size
-        if full > sequence.sealed:
-            plan.filled.update(self.prefixes.offer(sequence, full))
-        return True
+    def _writes_on(self, sequence: Sequence) -> bool:
+        """Whether it decodes and its next token's place is in a block of its own, as for most rows of most steps: there is no more to see to."""
+        blocks, size = sequence.blocks, self.pool.block_size
+        column = sequence.computed // size
+        return (
+            sequence.remaining == 1
+            and column < len(blocks)
+            and sequence.reserved <= len(blocks) * size
+            and not self.pool.must_copy(blocks[column])
+        )
 
     def _chunk(self, plan: Plan, sequence: Sequence, budget: int) -> int:
         """How many tokens it computes now; 0 where there is no room for it, as a whole or as a long one."""
@@ -283,14 +265,14 @@ class Scheduler:
     def _plan(self, plan: Plan, sequence: Sequence, count: int) -> None:
         """Put the next `count` tokens of a sequence, for which it has blocks, into the batch."""
         start, known, size = sequence.computed, len(sequence.tokens), self.pool.block_size
-        end = start + count
-        if self._is_long(sequence.remaining):
+        end, length = start + count, known + sequence.pending
+        if self._is_long(length - start):
             plan.long_room -= count
-        if end <= known:
-            plan.tokens.extend(sequence.tokens[start:end])
-        else:
+        if end > known:
             assert count == 1
             plan.tokens.append(-1)
+        else:
+            plan.tokens.extend(sequence.tokens[start:end])
         row = len(plan.sequences)
         plan.sequences.append(sequence)
         plan.starts.append(start)
@@ -303,7 +285,7 @@ class Scheduler:
             plan.filled.update(self.prefixes.offer(sequence, full))
         if sequence.params.prompt_logprobs is not None and start < sequence.prompt_len - 1 and sequence.scored < end:
             plan.prompt_logprobs[row] = sequence.params.prompt_logprobs
-        if end == known + sequence.pending:
+        if end == length:
             sequence.pending += 1
             plan.sample_index.append(row)
             plan.samples.append(sequence)

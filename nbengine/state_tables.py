@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 
     from nbengine.batch import NewRow
 
-
-_ROW = Struct("=iifiddQ")
+_ROW = Struct("=iifiddQ")  # ROW numbers of kernels/update_tables.py: state row, anchor, temperature, top_k, top_p, min_p, seed
 _HOTTEST = float(torch.finfo(torch.float32).max)
 
 

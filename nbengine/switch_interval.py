@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from time import perf_counter
 
 # Seconds. CPython's default of 5 ms would be added to every step. With 5 microseconds each turn that one thread asks for waits until the other
-# has been given a core, which on busy ones takes longer than the turn: half of the speed was lost there, with 20 to 100 microseconds some hundredths.
+# has been given a core, which on busy ones takes longer than the turn: half of the speed is lost there, with 10 to 30 some hundredths.
 URGENT = 2e-5
 WORKING = 4.9e-3  # and no number that a user would set, who would be taken for this module
 _MOMENT, _TRIES = 1e-5, 4  # to let go for an instant takes a tenth of it, where no other thread is quick enough to run then

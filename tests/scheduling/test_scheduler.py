@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from kv_model import STOP, Simulation, alone
+from kv_model import STOP, Simulation, alone, storm
 
 from nbengine.batch import Sampled
-from nbengine.policy import PriorityPolicy
+from nbengine.policy import Policy, PriorityPolicy
+from nbengine.scheduler import Scheduler
 
 
 def tokens_of(batch, sequence):
@@ -671,3 +672,35 @@ def test_a_sequence_that_outgrows_its_rotation_is_computed_again_and_shares_with
     restarted = [b for b in sim.batches for new in b.admitted if new.output]
     assert len(restarted) == 1
     assert restarted[0].admitted[0].anchor == 7
+
+
+# ── what is looked at once, or not at all ───────────────────────────────────────────────────────────────────────────────
+
+
+def planned(seeds):
+    batches = [batch for seed in seeds for batch in storm(seed).batches]
+    return [[part.tolist() for part in (b.rows, b.starts, b.counts, b.tokens, b.table_writes, b.copies, b.sample_rows)] for b in batches]
+
+
+def test_what_is_not_looked_at_changes_no_batch(monkeypatch):
+    """Decoding rows that write on in their own block, and the promised blocks, counted once for all who are let in."""
+    seeds = range(60)
+    quick = planned(seeds)
+    has_room = Scheduler._has_room
+    monkeypatch.setattr(Scheduler, "_writes_on", lambda self, sequence: False)
+    monkeypatch.setattr(Scheduler, "_has_room", lambda self, *about: has_room(self, *about[:4]))
+    assert planned(seeds) == quick
+
+
+def test_blocks_promised_to_one_who_was_let_in_are_not_given_to_the_next_in_the_same_step():
+    class Slowly(Policy):
+        def chunk(self, sequence, budget):
+            return 1
+
+    sim = Simulation(num_blocks=4, block_size=4, policy=Slowly())
+    for seed in (0, 1):
+        sim.add([seed] * 10, 1, seed=seed)
+    sim.step()
+    assert [len(batch.admitted) for batch in sim.batches] == [1]
+    sim.drain()
+    assert sim.scheduler.preemptions == 0
