@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from nbengine.batch import Batch
+from nbengine.cuda_streams import stream_for
 from nbengine.device_errors import at_rest, told_apart
 from nbengine.device_sampler import DeviceSampler, Drawing
 from nbengine.errors import DeviceMemoryError
@@ -80,7 +81,8 @@ class DeviceRunner:
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()  # which brought the weights
             torch.cuda.set_device(device)
-            torch.cuda.set_stream(torch.cuda.Stream(device))
+            stream, self._give_stream_back = stream_for(self, device)
+            torch.cuda.set_stream(stream)
         self.loaded = loaded
         self.ops = loaded.ops
         self.residence = Residence(loaded, num_blocks, block_size)
@@ -439,6 +441,8 @@ class DeviceRunner:
                 torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001 - there is no public call that gives them back
                 torch._C._host_emptyCache()  # noqa: SLF001 - likewise, of pinned main memory
             self.residence.close()
+            if self.device.type == "cuda":
+                self._give_stream_back()
 
     def _forget_graphs(self) -> None:
         if self.graphs is not None:

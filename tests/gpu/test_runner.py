@@ -362,6 +362,16 @@ print("CLOSED")
     assert "Restart the kernel" in done.stderr
 
 
+def test_an_engine_runs_on_the_stream_of_the_one_before_it_and_on_none_that_another_has(monkeypatch):
+    used = []
+    monkeypatch.setattr("torch.cuda.set_stream", lambda stream, set_it=torch.cuda.set_stream: (used.append(stream), set_it(stream)))
+    for _ in range(2):
+        with Engine("tales", **SMALL), Engine("tales", **SMALL):
+            pass
+    assert used[0] != used[1]
+    assert set(used[2:]) == set(used[:2])
+
+
 def test_two_engines_share_the_card():
     params = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
     with Engine("tales", dtype="float32", **SMALL) as one, Engine("tales", dtype="float32", **SMALL) as other:
