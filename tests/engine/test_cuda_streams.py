@@ -1,6 +1,7 @@
 """Streams are lent to one engine at a time, and again to the next."""
 
 import gc
+from collections import defaultdict
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def made(monkeypatch):
             devices.append(device)
 
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(cuda_streams, "_spare", cuda_streams._spare.__class__(list))
+    monkeypatch.setattr(cuda_streams, "_spare", defaultdict(list))
     return devices
 
 
