@@ -6,8 +6,8 @@
  *   engine: boolean, speed: number | null, step: number | null, seconds: number, name: string }} Moment
  * @typedef {{ get(name: string): any, send(content: any): void, on(event: string, call: (...given: any[]) => void): void,
  *   off(event: string, call: (...given: any[]) => void): void }} Model
- * @typedef {{ body: HTMLElement, tools: HTMLElement, saved: boolean, press(name: string, value?: any): void, uncover(): void,
- *   stop(): void }} Frame a saved one was kept with a page and has no kernel
+ * @typedef {{ body: HTMLElement, tools: HTMLElement, saved: boolean, press(name: string, value?: any): void, seek(at: number): void,
+ *   seekBy(count: number): void, uncover(): void, stop(): void }} Frame a saved one was kept with a page and has no kernel
  */
 
 /** Okabe and Ito's colours: told apart by the colour-blind, and seen on white and on black. */
@@ -165,7 +165,18 @@ export function buildFrame({ model, el }, title, draw) {
   const trouble = make("div", { className: "nbengine-trouble", role: "alert" });
   const hard = make("div", { className: "nbengine-hard", role: "status" });
   hard.textContent = "The kernel is busy with a cell and does not hear this button yet: it acts when the cell ends or awaits.";
-  const seek = throttled(100, (/** @type {number} */ at) => press("seek", at));
+  let aimed = 0; // the press that asked for where the slider stands: it follows what was sent after that was heard
+  const ask = throttled(100, (/** @type {number} */ at) => {
+    press("seek", at);
+    aimed = number;
+  });
+  /** @type {Frame["seek"]} */
+  const seek = (at) => {
+    if (saved) return;
+    scrub.value = String(at);
+    aimed = Infinity;
+    ask(Number(scrub.value));
+  };
   const go = throttled(150, (/** @type {number | null} */ value) => press("speed", value));
   let dragging = false;
   scrub.addEventListener("pointerdown", () => (dragging = true));
@@ -190,7 +201,7 @@ export function buildFrame({ model, el }, title, draw) {
     trouble,
   );
 
-  const show = (/** @type {Moment} */ moment) => {
+  const show = (/** @type {Moment} */ moment, /** @type {number} */ known) => {
     const can = controlsOf(moment);
     toggle.textContent = can.toggleLabel;
     toggle.dataset.press = can.toggle;
@@ -203,7 +214,7 @@ export function buildFrame({ model, el }, title, draw) {
     scrub.min = String(Math.max(0, moment.first));
     scrub.max = String(Math.max(0, moment.last));
     scrub.disabled = moment.last < 0;
-    if (!dragging) scrub.value = String(Math.max(0, moment.at));
+    if (!dragging && known >= aimed) scrub.value = String(Math.max(0, moment.at));
     scrub.setAttribute("aria-valuetext", moment.at < 0 ? "no step yet" : `step ${moment.step}${moment.live ? ", live" : ""}`);
     if (document.activeElement !== speed) speed.value = String(placeOf(moment.speed));
     tellSpeed();
@@ -221,7 +232,7 @@ export function buildFrame({ model, el }, title, draw) {
       document.head.append(still);
       el.classList.remove("nbengine-empty");
     }
-    show(frame.moment);
+    show(frame.moment, frame.heard?.[place] ?? 0);
     note.textContent = frame.note ?? "";
     trouble.textContent = frame.trouble ?? "";
     draw(frame);
@@ -279,5 +290,6 @@ export function buildFrame({ model, el }, title, draw) {
     still.remove();
     say({ gone: true });
   };
-  return { body, tools, saved, press, uncover: () => still.remove(), stop };
+  const seekBy = (/** @type {number} */ count) => seek(Number(scrub.value) + count);
+  return { body, tools, saved, press, seek, seekBy, uncover: () => still.remove(), stop };
 }

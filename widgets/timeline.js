@@ -1,6 +1,6 @@
 // The timeline: a lane for each sequence, and the batch of the step that is looked at.
 // @ts-check
-import { buildFrame, colourOf, isDark, make, onTheme, throttled } from "./frame.js";
+import { buildFrame, colourOf, isDark, make, onTheme } from "./frame.js";
 
 const GUTTER = 64; // CSS pixels for the names
 const KINDS = ["queued", "prefill", "decode", "preempted", "held"];
@@ -107,7 +107,6 @@ function render({ model, el }) {
   frame.tools.append(make("label", {}, "Show ", steps), make("label", {}, byTime, " as long as they took"), legend);
   steps.disabled = frame.saved;
   frame.body.append(scroll, axis, facts, batchWords, batch);
-  const seek = throttled(100, (/** @type {number} */ record) => frame.press("seek", record));
   steps.addEventListener("change", () => frame.press("steps", Number(steps.value)));
   byTime.addEventListener("change", () => later());
 
@@ -223,7 +222,7 @@ function render({ model, el }) {
     const { lane } = lanesHeight(state.lanes.length);
     const row = Math.floor((event.clientY - box.top) / lane);
     mark(row >= 0 && row < state.lanes.length ? row : null);
-    if (dragging && event.clientX - box.left >= GUTTER) seek(recordAt(state, places, event.clientX - box.left - GUTTER));
+    if (dragging && event.clientX - box.left >= GUTTER) frame.seek(recordAt(state, places, event.clientX - box.left - GUTTER));
   };
   const mark = (/** @type {number | null} */ row) => {
     if (row === pointed) return;
@@ -241,9 +240,8 @@ function render({ model, el }) {
   canvas.addEventListener("pointerleave", () => mark(null));
   canvas.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
     if (!state) return;
-    const at = state.moment.at;
-    if (event.key === "ArrowLeft") frame.press("seek", at - 1);
-    else if (event.key === "ArrowRight") frame.press("seek", at + 1);
+    if (event.key === "ArrowLeft") frame.seekBy(-1);
+    else if (event.key === "ArrowRight") frame.seekBy(1);
     else if (event.key === "ArrowUp") mark(Math.max(0, (pointed ?? 1) - 1));
     else if (event.key === "ArrowDown") mark(Math.min(state.lanes.length - 1, (pointed ?? -1) + 1));
     else if (event.key === "Escape") frame.press("live");

@@ -78,6 +78,7 @@ class View(Still):
         self._note = ""  # what there is to say beside it
         self._stamp: tuple[Any, ...] | None = None  # of what was last refreshed
         self._eyes: dict[str, bool] = {}  # by each place where it is drawn: whether that can be seen
+        self._heard: dict[str, int] = {}  # by each place: the number of its last press that was acted on
         self._unseen_since: float | None = None  # when the first update was sent that no place has drawn yet
         self._cells = _RunningCell(self._cell_ended)
         self._picture: Any = None  # the display of the static picture
@@ -123,11 +124,12 @@ class View(Still):
         return waited < PATIENCE or self._cells.running
 
     def refresh(self) -> None:
-        stamp = (*self.stamp(), self._trouble)
+        heard = dict(self._heard)
+        stamp = (*self.stamp(), self._trouble, heard)
         if stamp == self._stamp:
             return
         note = self._note or ("" if self.playhead.traced else UNTRACED)
-        frame = {"moment": self.playhead.describe(), "trouble": self._trouble, "note": note, **self.state()}
+        frame = {"moment": self.playhead.describe(), "trouble": self._trouble, "note": note, "heard": heard, **self.state()}
         self._stamp = stamp
         if frame == self.frame:
             return
@@ -236,6 +238,7 @@ class View(Still):
             self._eyes[place] = bool(message["seen"])
         if message.get("gone"):
             self._eyes.pop(place, None)
+            self._heard.pop(place, None)
         self._left = bool(message.get("gone")) and not self._eyes
         if "press" in message:
             self._trouble = ""
@@ -244,6 +247,7 @@ class View(Still):
             except Exception as error:  # noqa: BLE001 - shown under the view: a callback has no cell to raise in
                 self.complain(error)
         if "number" in message:
+            self._heard[place] = message["number"]
             self.send({"heard": message["number"], "place": place})
         if self.looked_at:
             self.playhead.look()

@@ -9,8 +9,8 @@ from playwright.sync_api import expect
 
 from nbengine.blocks import BlockPool
 from nbengine.trace import SequenceInfo, StepRecord, Trace
-from nbengine.widgets import BlockTableView
-from nbengine.widgets.view import module, style
+from nbengine.widgets import BlockTableView, Timeline
+from nbengine.widgets.view import View, module, style
 
 DRAW = """async ([text, css, still]) => {
     document.head.appendChild(document.createElement('style')).textContent = css;
@@ -33,12 +33,12 @@ DRAW = """async ([text, css, still]) => {
 
 
 class Drawn:
-    """A block table as a page draws it."""
+    """A view as a page draws it."""
 
-    def __init__(self, page, trace: Trace) -> None:
-        self.page, self.view, self.heard = page, BlockTableView(trace), 0
+    def __init__(self, page, view: View, script: str) -> None:
+        self.page, self.view, self.heard = page, view, 0
         self.view._eyes["here"] = True
-        page.evaluate(DRAW, [module("block_table.js"), style("block_table.css"), self.view.still])
+        page.evaluate(DRAW, [module(f"{script}.js"), style(f"{script}.css"), self.view.still])
         self.answer()
 
     def press(self) -> None:
@@ -46,9 +46,13 @@ class Drawn:
         self.page.wait_for_function("heard => window.sent.slice(heard).some(message => message.press)", arg=self.heard)
         self.answer()
 
-    def answer(self) -> None:
-        """What the kernel does: hear what was sent, and send what there is to show."""
-        sent = self.page.evaluate("window.sent")
+    def sent(self) -> int:
+        """How many messages the page has sent."""
+        return len(self.page.evaluate("window.sent"))
+
+    def answer(self, end: int | None = None) -> None:
+        """What the kernel does: hear what was sent (the first so many), and send what there is to show."""
+        sent = self.page.evaluate("window.sent")[:end]
         for message in sent[self.heard :]:
             self.view._hear(self.view, message, [])
         self.heard = len(sent)
@@ -59,12 +63,12 @@ class Drawn:
 
 @pytest.fixture
 def draw(browser):
-    """Draw a trace's blocks."""
+    """Draw a trace's blocks, or another view of it."""
     page, complaints, views = browser.new_page(viewport={"width": 900, "height": 1200}), [], []
     page.on("pageerror", lambda error: complaints.append(error.message))
 
-    def draw(trace):
-        drawn = Drawn(page, trace)
+    def draw(trace, view=BlockTableView, script="block_table"):
+        drawn = Drawn(page, view(trace), script)
         views.append(drawn.view)
         return drawn
 
@@ -108,6 +112,53 @@ def test_a_press_on_the_sliders_thumb_that_moves_nothing_does_not_hold_it(draw):
         go_on(trace, pool, [0, 1])
     blocks.answer()
     expect(scrub).to_have_value("99")
+
+
+def back_three_records(draw, control, *drawing):
+    """Press the left key three times, of which the kernel hears the first before it has the others."""
+    trace, pool = held(64, 2, each=4)
+    for _ in range(50):
+        go_on(trace, pool, [0, 1])
+    drawn = draw(trace, *drawing)
+    scrub = drawn.page.get_by_role("slider", name="Recorded step")
+    drawn.page.locator(control).focus()
+    drawn.page.keyboard.press("ArrowLeft")
+    first = drawn.sent()
+    drawn.page.keyboard.press("ArrowLeft")
+    drawn.answer(first)
+    assert drawn.view.frame["moment"]["at"] == 49
+    expect(scrub).to_have_value("48")
+    drawn.page.keyboard.press("ArrowLeft")
+    drawn.page.wait_for_function("window.sent.some(message => message.press === 'seek' && message.value === 47)")
+    drawn.answer()
+    assert drawn.view.playhead.number == 47
+    expect(scrub).to_have_value("47")
+    drawn.view.playhead.seek(20)  # from elsewhere
+    drawn.answer()
+    expect(scrub).to_have_value("20")
+    drawn.page.keyboard.press("ArrowRight")
+    drawn.page.wait_for_function("window.sent.at(-1).value === 21")
+
+
+def test_no_press_of_a_key_on_the_slider_is_lost_to_what_the_kernel_shows_meanwhile(draw):
+    back_three_records(draw, ".nbengine-scrub")
+
+
+def test_no_press_of_a_key_on_the_lanes_is_lost_to_what_the_kernel_shows_meanwhile(draw):
+    back_three_records(draw, ".nbengine-lanes", Timeline, "timeline")
+
+
+def test_a_slider_goes_back_when_its_press_was_heard_and_moved_nothing(draw, monkeypatch):
+    trace, pool = held(64, 2, each=4)
+    go_on(trace, pool, [0, 1])
+    blocks = draw(trace)
+    monkeypatch.setattr(blocks.view.playhead, "seek", lambda number: None)  # as if that record were gone
+    scrub = blocks.page.get_by_role("slider", name="Recorded step")
+    scrub.focus()
+    blocks.page.keyboard.press("ArrowLeft")
+    expect(scrub).to_have_value("0")
+    blocks.press()
+    expect(scrub).to_have_value("1")
 
 
 def test_an_entry_of_a_page_table_tells_of_its_own_block_in_a_pool_whose_cells_stand_for_several(draw):
