@@ -197,14 +197,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 def _address(server: psutil.Popen, base: Path) -> str:
     deadline = time.monotonic() + WAIT
-    while not (found := list((base / "runtime").glob("jpserver-*.json"))):
+    while not (told := [text for file in (base / "runtime").glob("jpserver-*.json") if (text := file.read_text()).endswith("}")]):
         try:
             server.wait(timeout=0.1)
         except psutil.TimeoutExpired:
             assert time.monotonic() < deadline, "JupyterLab did not start: " + (base / "server.log").read_text()
         else:
             pytest.fail("JupyterLab ended: " + (base / "server.log").read_text())
-    return json.loads(found[0].read_text())["url"]
+    return json.loads(told[0])["url"]
 
 
 @pytest.fixture(scope="module")

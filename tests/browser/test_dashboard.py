@@ -41,8 +41,10 @@ def until_drawn_again(cell, before: int) -> None:
     cell.box.page.wait_for_function("([charts, before]) => Number(charts.dataset.drawn) > before", arg=[charts.element_handle(), before])
 
 
-def numbers(cell) -> str:
-    return cell.box.locator(".nbengine-numbers").first.inner_text()
+def until_charts(cell, become: str) -> None:
+    """Wait until this is true of the `plot`: plotly draws when it has rested."""
+    charts = cell.box.locator(".nbengine-charts")
+    cell.box.page.wait_for_function(f"plot => {{ {become} }}", arg=charts.element_handle())
 
 
 def drag(page, box, begin: float, end: float) -> None:
@@ -98,8 +100,9 @@ def test_dragging_over_a_chart_chooses_a_stretch_of_time_for_all_of_them(noteboo
     begin, end = map(float, re.findall(r"[\d.]+", chosen.inner_text()))
     expect(board.box.locator(".nbengine-numbers").first).to_contain_text(f"{begin:.2f} to {end:.2f} s")  # the kernel's numbers are of it
     for axis in ("xaxis", "xaxis2", "xaxis8"):
-        shown = board.box.locator(".nbengine-charts").evaluate(f"plot => plot._fullLayout.{axis}.range")
-        assert shown == pytest.approx([begin, end], abs=0.01)
+        until_charts(
+            board, f"const [from, to] = plot._fullLayout.{axis}.range; return Math.abs(from - {begin}) + Math.abs(to - {end}) < 0.02"
+        )
     assert eval(notebook.run("print(board.selected)").body.inner_text()) == pytest.approx((begin, end), abs=0.01)
     notebook.shoot("dashboard-brushed", board)
 
@@ -210,18 +213,15 @@ def test_it_is_drawn_anew_for_a_dark_theme_and_for_a_narrow_place(notebook, boar
     before = drawn(cell)
     notebook.theme("JupyterLab Dark")
     until_drawn_again(cell, before)
+    ink = "getComputedStyle(plot.querySelector('.annotation-text')).fill.match(/[0-9.]+/g)"
+    until_charts(cell, f"return Math.min(...{ink}.slice(0, 3)) > 150")  # light on dark
     cell.box.scroll_into_view_if_needed()
     notebook.page.wait_for_timeout(300)
     notebook.shoot("dashboard-dark", cell)
-    ink = cell.box.locator(".nbengine-charts .annotation-text").first.evaluate("text => getComputedStyle(text).fill")
-    assert min(map(float, re.findall(r"[\d.]+", ink)[:3])) > 150  # light on dark
     before = drawn(cell)
     cell.box.locator(".nbengine-dashboard").evaluate("view => { view.style.width = '360px'; }")
     until_drawn_again(cell, before)
-    notebook.page.wait_for_timeout(300)
-    plot = cell.box.locator(".nbengine-charts")
-    assert plot.evaluate("plot => plot._fullLayout.width") <= 360
-    assert plot.evaluate("plot => plot.scrollWidth <= plot.clientWidth + 1")
+    until_charts(cell, "return plot._fullLayout.width <= 360 && plot.scrollWidth <= plot.clientWidth + 1")
     cell.box.locator(".nbengine-dashboard").screenshot(path=notebook._shots / "dashboard-narrow.png")
 
 
