@@ -63,11 +63,17 @@ def interrupts_are_handled_as_before() -> Iterator[None]:
 
 @pytest.fixture
 def until() -> Callable[..., None]:
-    """Wait until something holds; the timeout is only there to fail."""
+    """Wait until something holds, of what may not be there yet; the timeout is only there to fail."""
+
+    def holds(condition: Callable[[], Any]) -> bool:
+        try:
+            return bool(condition())
+        except LookupError:
+            return False
 
     def wait(condition: Callable[[], Any], timeout: float = 30) -> None:
         deadline = time.monotonic() + timeout
-        while not condition():
+        while not holds(condition):
             assert time.monotonic() < deadline, f"never came true: {condition}"
             time.sleep(0.002)
 
