@@ -20,7 +20,10 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, expect, sync_playwright
 
 WAIT = 30.0  # seconds, for what takes moments on an idle machine
-QUIET = {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}
+SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
+    "docmanager-extension/plugin": {"autosave": False},  # where both save at once, JupyterLab asks which to keep
+}
 
 # A cell that is out of sight has no text until it has been drawn again.
 READ = """async output => {
@@ -174,10 +177,12 @@ class Notebook:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A server with settings of its own; it, its kernels and what they started are gone afterwards."""
     base, token = tmp_path_factory.mktemp("lab"), secrets.token_hex(16)
-    root, settings = base / "root", base / "config/lab/user-settings/@jupyterlab/apputils-extension"
+    root, settings = base / "root", base / "config/lab/user-settings/@jupyterlab"
     root.mkdir()
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text(json.dumps(QUIET))
+    for plugin, wanted in SETTINGS.items():
+        file = settings / f"{plugin}.jupyterlab-settings"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(wanted))
     env = {**os.environ, "JUPYTER_TOKEN": token, "JUPYTER_PREFER_ENV_PATH": "1", "IPYTHONDIR": str(base / "ipython")}
     env |= {f"JUPYTER_{kind.upper()}_DIR": str(base / kind) for kind in ("config", "data", "runtime")}
     options = ["--no-browser", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", f"--ServerApp.root_dir={root}"]
