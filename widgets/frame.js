@@ -142,6 +142,7 @@ export function buildFrame({ model, el }, title, draw) {
   /** @type {Frame["press"]} */
   const press = (name, value) => {
     if (saved) return;
+    if (name !== "seek") askFor(); // in the order of what was done
     number += 1;
     say({ press: name, value, number });
     clearTimeout(deaf);
@@ -165,17 +166,19 @@ export function buildFrame({ model, el }, title, draw) {
   const trouble = make("div", { className: "nbengine-trouble", role: "alert" });
   const hard = make("div", { className: "nbengine-hard", role: "status" });
   hard.textContent = "The kernel is busy with a cell and does not hear this button yet: it acts when the cell ends or awaits.";
-  let aimed = 0; // the press that asked for where the slider stands: it follows what was sent after that was heard
-  const ask = throttled(100, (/** @type {number} */ at) => {
-    press("seek", at);
+  let aimed = 0; // the press that asked for where the slider stands: it follows what was sent after that was heard; Infinity: none has yet
+  const askFor = () => {
+    if (aimed < Infinity) return;
+    press("seek", Number(scrub.value));
     aimed = number;
-  });
+  };
+  const ask = throttled(100, askFor);
   /** @type {Frame["seek"]} */
   const seek = (at) => {
     if (saved) return;
     scrub.value = String(at);
     aimed = Infinity;
-    ask(Number(scrub.value));
+    ask();
   };
   const go = throttled(150, (/** @type {number | null} */ value) => press("speed", value));
   let dragging = false;

@@ -148,6 +148,22 @@ def test_no_press_of_a_key_on_the_lanes_is_lost_to_what_the_kernel_shows_meanwhi
     back_three_records(draw, ".nbengine-lanes", Timeline, "timeline")
 
 
+def test_what_is_pressed_after_a_key_is_heard_after_it(draw):
+    trace, pool = held(64, 2, each=4)
+    for _ in range(50):
+        go_on(trace, pool, [0, 1])
+    lanes = draw(trace, Timeline, "timeline")
+    lanes.page.locator(".nbengine-lanes").focus()
+    before = lanes.sent()
+    for key in ("ArrowLeft", "ArrowLeft", "Escape"):
+        lanes.page.keyboard.press(key)
+    lanes.page.wait_for_timeout(200)
+    lanes.answer()
+    pressed = [message for message in lanes.page.evaluate("window.sent")[before:] if "press" in message]
+    assert [(message["press"], message.get("value")) for message in pressed] == [("seek", 49), ("seek", 48), ("live", None)]
+    expect(lanes.page.get_by_role("slider", name="Recorded step")).to_have_value("50")
+
+
 def test_a_slider_goes_back_when_its_press_was_heard_and_moved_nothing(draw, monkeypatch):
     trace, pool = held(64, 2, each=4)
     go_on(trace, pool, [0, 1])
