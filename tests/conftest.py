@@ -74,7 +74,7 @@ def until() -> Callable[..., None]:
     def wait(condition: Callable[[], Any], timeout: float = 30) -> None:
         deadline = time.monotonic() + timeout
         while not holds(condition):
-            assert time.monotonic() < deadline, f"never came true: {condition}"
+            assert time.monotonic() < deadline or condition(), f"never came true: {condition}"
             time.sleep(0.002)
 
     return wait

@@ -36,15 +36,14 @@ def drawn(cell) -> int:
     return int(cell.box.locator(".nbengine-charts").get_attribute("data-drawn"))
 
 
-def until_drawn_again(cell, before: int) -> None:
-    charts = cell.box.locator(".nbengine-charts")
-    cell.box.page.wait_for_function("([charts, before]) => Number(charts.dataset.drawn) > before", arg=[charts.element_handle(), before])
-
-
 def until_charts(cell, become: str) -> None:
     """Wait until this is true of the `plot`: plotly draws when it has rested."""
     charts = cell.box.locator(".nbengine-charts")
     cell.box.page.wait_for_function(f"plot => {{ {become} }}", arg=charts.element_handle())
+
+
+def until_drawn_again(cell, before: int) -> None:
+    until_charts(cell, f"return Number(plot.dataset.drawn) > {before}")
 
 
 def drag(page, box, begin: float, end: float) -> None:

@@ -98,10 +98,16 @@ def go_on(trace, pool, uids, count=1):
     trace.add(record, pool, {})
 
 
-def test_a_press_on_the_sliders_thumb_that_moves_nothing_does_not_hold_it(draw):
+def stepped(count):
+    """A trace of two sequences that hold four blocks each, and so many steps on."""
     trace, pool = held(64, 2, each=4)
-    for _ in range(50):
+    for _ in range(count):
         go_on(trace, pool, [0, 1])
+    return trace, pool
+
+
+def test_a_press_on_the_sliders_thumb_that_moves_nothing_does_not_hold_it(draw):
+    trace, pool = stepped(50)
     blocks = draw(trace)
     scrub = blocks.page.get_by_role("slider", name="Recorded step")
     expect(scrub).to_have_value("50")
@@ -116,9 +122,7 @@ def test_a_press_on_the_sliders_thumb_that_moves_nothing_does_not_hold_it(draw):
 
 def back_three_records(draw, control, *drawing):
     """Press the left key three times, of which the kernel hears the first before it has the others."""
-    trace, pool = held(64, 2, each=4)
-    for _ in range(50):
-        go_on(trace, pool, [0, 1])
+    trace, _ = stepped(50)
     drawn = draw(trace, *drawing)
     scrub = drawn.page.get_by_role("slider", name="Recorded step")
     drawn.page.locator(control).focus()
@@ -149,9 +153,7 @@ def test_no_press_of_a_key_on_the_lanes_is_lost_to_what_the_kernel_shows_meanwhi
 
 
 def test_what_is_pressed_after_a_key_is_heard_after_it(draw):
-    trace, pool = held(64, 2, each=4)
-    for _ in range(50):
-        go_on(trace, pool, [0, 1])
+    trace, _ = stepped(50)
     lanes = draw(trace, Timeline, "timeline")
     lanes.page.locator(".nbengine-lanes").focus()
     before = lanes.sent()
@@ -165,8 +167,7 @@ def test_what_is_pressed_after_a_key_is_heard_after_it(draw):
 
 
 def test_a_slider_goes_back_when_its_press_was_heard_and_moved_nothing(draw, monkeypatch):
-    trace, pool = held(64, 2, each=4)
-    go_on(trace, pool, [0, 1])
+    trace, _ = stepped(1)
     blocks = draw(trace)
     monkeypatch.setattr(blocks.view.playhead, "seek", lambda number: None)  # as if that record were gone
     scrub = blocks.page.get_by_role("slider", name="Recorded step")

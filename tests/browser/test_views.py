@@ -8,7 +8,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import pytest
 from jupyter_client import BlockingKernelClient
 from playwright.sync_api import Locator, expect
 
-WAIT = 30.0  # seconds, for what takes moments on an idle machine
 PROMPT = "Once upon a time there was an old fox who lived in a hollow tree at the edge of the wood, and every night he said to the moon"
 # Of each cell: the colour of its lower left corner, how high that goes, its middle and its upper right corner.
 READ_CELLS = """canvas => {
@@ -95,13 +93,6 @@ class Inside:
         content = reply["content"]
         assert content["status"] == "ok", content
         return ast.literal_eval(ast.literal_eval(content["user_expressions"]["value"]["data"]["text/plain"]))
-
-    def until(self, expression: str) -> None:
-        """Wait for what the page makes come true: what it sends takes another way than what this client asks."""
-        deadline = time.monotonic() + WAIT
-        while not self.value(expression):
-            assert time.monotonic() < deadline, expression
-            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -407,18 +398,18 @@ def test_a_saved_notebook_shows_the_last_state_as_a_picture(ready, inside, block
     assert any("nbengine-still" in picture for picture in [page, *drawn])
 
 
-def test_a_saved_notebook_shows_the_last_state_of_a_view_that_was_scrolled_away(ready, inside):
+def test_a_saved_notebook_shows_the_last_state_of_a_view_that_was_scrolled_away(ready, inside, until):
     ready.run("away = %blocks\naway")
     ready.run("print(50 * 'line\\n')")
     ready.run("e.generate('Once', SamplingParams(max_tokens=5)); None")
-    inside.until("not away.looked_at")
+    until(lambda: inside.value("not away.looked_at"))  # the page's word takes another way than this client's
     name, last = inside.value("away.still, e.trace.end - 1")
     pictures = ["".join(o["data"].get("image/svg+xml", "")) for c in ready.save()["cells"] for o in c.get("outputs", []) if "data" in o]
     assert f"after record {last} " in next(picture for picture in pictures if name in picture)
     inside.run("away.close()")
 
 
-def test_a_closed_view_leaves_its_picture_and_a_cleared_output_stops_the_updates(ready, inside):
+def test_a_closed_view_leaves_its_picture_and_a_cleared_output_stops_the_updates(ready, inside, until):
     cell = ready.run("v = %blocks\nv")
     expect(cell.box.locator("canvas.nbengine-cells")).to_be_visible()
     inside.run("v.close()")
@@ -427,13 +418,13 @@ def test_a_closed_view_leaves_its_picture_and_a_cleared_output_stops_the_updates
     ready.shoot("blocks-closed", cell)
     other = ready.run("w = %timeline\nw")
     expect(other.box.locator("canvas")).to_be_visible()
-    inside.until("w.looked_at")
+    until(lambda: inside.value("w.looked_at"))
     other.box.click()
     ready.page.keyboard.press("Escape")
     ready.page.locator(".lm-MenuBar-itemLabel, .lm-Menu-itemLabel").get_by_text("Edit", exact=True).click()
     ready.page.locator(".lm-Menu-itemLabel").get_by_text("Clear Cell Output", exact=True).click()
     expect(other.box.locator("canvas")).to_have_count(0)
-    inside.until("not w.looked_at")
+    until(lambda: inside.value("not w.looked_at"))
     updates = inside.value("w.updates")
     inside.run("e.generate('Once', SamplingParams(max_tokens=5)); None")
     assert inside.value("w.updates") == updates
