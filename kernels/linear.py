@@ -64,7 +64,6 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         check_product(x)
         linear_some_kernel[(-(-outs // 16),)](
             x, weight, bias, out, rows, outs, width=width, tile_rows=16, tile_out=16, tile=64, splits=4, num_warps=4, num_stages=5,
-            **chained(x.device),
         )  # fmt: skip
     return out
 
@@ -204,10 +203,8 @@ def linear_some_kernel(
     tile_out: tl.constexpr,
     tile: tl.constexpr,
     splits: tl.constexpr,
-    following: tl.constexpr = False,
 ) -> None:
     """All rows of x and some of the weight's, on the matrix units; each warp has its own splits of the width."""
-    follow(following)
     o_row = tl.arange(0, tile_rows)
     o_out = tl.program_id(0) * tile_out + tl.arange(0, tile_out)
     m_row, m_out = o_row < rows, o_out < outs

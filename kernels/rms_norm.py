@@ -32,6 +32,10 @@ def rms_norm_reference(
     return F.rms_norm(x.float(), weight.shape, weight.float() + offset, eps).to(x.dtype)  # 1 + w must not be rounded
 
 
+# Rows, up to so many, beside which the next launch starts. More of them fill the card, and its programs would wait where theirs could run.
+_FOLLOWED_ROWS = 64
+
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0, residual: torch.Tensor | None = None) -> torch.Tensor:
     """As rms_norm_reference, each row read once and kept in registers by a program of its own."""
     rows, width = x.shape
@@ -42,8 +46,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 
         block = next_power_of_2(width)
         strides = x.stride(0), 0 if residual is None else residual.stride(0)
         rms_norm_kernel[(rows,)](
-            x, residual, weight, out, *strides, width, eps, offset, block=block, num_warps=min(max(block // 512, 1), 16),
-            **chained(x.device),
+            x, residual, weight, out, *strides, width, eps, offset, block=block, followed=rows <= _FOLLOWED_ROWS,
+            num_warps=min(max(block // 512, 1), 16), **chained(x.device),
         )  # fmt: skip
     return out
 
@@ -60,9 +64,10 @@ def rms_norm_kernel(
     eps: float,
     offset: float,
     block: tl.constexpr,
+    followed: tl.constexpr = True,
     following: tl.constexpr = False,
 ) -> None:
-    follow(following)
+    follow(following, followed)
     i_row = tl.program_id(0).to(tl.int64)
     o = tl.arange(0, block)
     m = o < width
