@@ -40,7 +40,11 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument("--no-out", action="store_true", help="only print")
     shared.add_argument("--quick", action="store_true", help="a tenth of the requests, short ones: shows that it runs, not how fast")
     shared.add_argument("--pace", "--minutes", dest="minutes", type=float, metavar="MINUTES", help="begin nothing new after this long")
-    shared.add_argument("--repeats", type=_count, help="of each workload; the best counts (default: 3 of single and fifty, 1 of others)")
+    shared.add_argument(
+        "--repeats",
+        type=_count,
+        help="of each workload; the best counts (default: 3 of single and fifty, of mixed and of busy, otherwise 1)",
+    )
     shared.add_argument("--device", default=None, help="cuda or cpu (default: cuda where there is one)")
     shared.add_argument("--max-model-len", type=_count, default=4096)
     shared.add_argument("--gpu-memory-utilization", type=float, default=0.85)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 ALLOWED = {"sharegpt": 0.10, "single": 0.25}  # the share of its speed that a workload may lose
 LOOP = 2_000  # turns of the busy loop between two looks at whether all have ended
-TURNS = 3  # of each, unless told: one may meet something else that keeps the machine busy
 RESTORED = 3.0  # seconds that the engine may take to notice that it is idle
 
 
@@ -31,7 +30,7 @@ def measure(models: list[str], workloads: list[str], settings: Settings, results
             for name in workloads:
                 rates: dict[bool, list[float]] = {False: [], True: []}
                 turns = 0
-                for turn in range(settings.repeats or (1 if settings.quick else TURNS)):
+                for turn in range(settings.turns):
                     for busy in (False, True):
                         rate, done = _rate(llm, name, settings, turn, busy=busy)
                         rates[busy].append(rate)

@@ -18,6 +18,7 @@ from nbengine.bench.shapes import load_format, model_folder, shape
 from nbengine.bench.workloads import REPEATS, Job, workload
 
 WARM_UP = 32  # tokens of the request that comes before what is timed
+TURNS = 3  # of ways that are measured beside one another: one may meet something else that keeps the machine busy
 
 
 @dataclass
@@ -43,6 +44,11 @@ class Settings:
 
     def repeats_of(self, name: str) -> int:
         return self.repeats or (1 if self.quick else REPEATS[name])
+
+    @property
+    def turns(self) -> int:
+        """How often each of several ways is measured, in turns; the best of each counts."""
+        return self.repeats or (1 if self.quick else TURNS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ Texts = list[tuple[str, int]]
 
 
 def measure(models: list[str], settings: Settings, results: Results) -> list[dict[str, Any]]:
-    """The same requests without and with what a third of them asks for, in one engine."""
+    """The same requests without and with what a third of them asks for, in turns in one engine; the best of each counts."""
     rows = []
     for model in models:
         if not settings.allows(f"mixed on {model}"):
@@ -28,7 +28,7 @@ def measure(models: list[str], settings: Settings, results: Results) -> list[dic
         folder = folder_with_tokenizer(model, settings.folder)
         with opened(model, settings, folder, skip_tokenizer_init=False) as (llm, _):
             plain, mixed = [], []
-            for turn in range(settings.repeats or 1):
+            for turn in range(settings.turns):
                 plain.append(at_once(llm, text_prompts("sharegpt", folder, fresh=f"plain {turn}", quick=settings.quick)))
                 mixed.append(a_third_read(llm, text_prompts("sharegpt", folder, fresh=f"mixed {turn}", quick=settings.quick)))
         one, other = max(run.rate for run in plain), max(run.rate for run in mixed)
