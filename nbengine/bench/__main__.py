@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument(
         "--repeats",
         type=_count,
-        help="of each workload; the best counts (default: 3 of single and fifty, of mixed and of busy, otherwise 1)",
+        help="of each workload; the best counts (default: 3 of single and fifty, of mixed and of busy, 2 of start, 1 of others)",
     )
     shared.add_argument("--device", default=None, help="cuda or cpu (default: cuda where there is one)")
     shared.add_argument("--max-model-len", type=_count, default=4096)

@@ -18,9 +18,10 @@ CPU = torch.device("cpu")
 
 
 def test_a_third_of_mixed_is_particular_and_read_as_it_comes(measure):
-    [row] = measure("mixed")
+    [row] = measure("mixed", "--repeats", "2")
     assert row["requests"] == 100
-    assert row["tok_s"] > 0
+    assert len(row["runs_tok_s"]) == 2
+    assert row["tok_s"] == pytest.approx(max(row["runs_tok_s"]), rel=1e-3)
     assert row["of_plain"] == pytest.approx(row["tok_s"] / row["plain_tok_s"], rel=1e-3)
 
 
