@@ -18,7 +18,6 @@ from nbengine.errors import EngineClosedError, NBEngineError
 from nbengine.front import Front
 from nbengine.mailbox import Mailbox
 from nbengine.policy import Policy, policy_named
-from nbengine.progress import ProgressBars
 from nbengine.prompts import Prompt, read_prompt
 from nbengine.request import Request
 from nbengine.sampling_params import SamplingParams
@@ -57,13 +56,8 @@ class Engine:
         self.config = EngineConfig.of(model, **config)
         self._mailbox = Mailbox()
         self._ids = itertools.count()
-        bars = ProgressBars() if progress is None else None
-        try:
-            name = f"nbengine-{next(_numbers)}"
-            started = start(self.config, self._mailbox, name, bars or progress)
-        finally:
-            if bars is not None:
-                bars.close()
+        name = f"nbengine-{next(_numbers)}"
+        started = start(self.config, self._mailbox, name, progress)
         self.info: EngineInfo = started.info
         self.trace: Trace = started.trace
         self.sleep_level = 0  # 1: the KV cache was given back; 2: the weights too

@@ -20,6 +20,7 @@ from nbengine.errors import NBEngineError
 from nbengine.hub import resolve_model
 from nbengine.loop import EngineLoop
 from nbengine.policy import policy_named
+from nbengine.progress import ProgressBars
 from nbengine.sampling_params import SamplingParams
 from nbengine.scheduler import Scheduler
 from nbengine.tokenizer import Tokenizer
@@ -70,50 +71,51 @@ class Started:
 class _Abort:
     """Lets whoever waits for a load end it: the loading thread meets the interrupt at its next report of progress."""
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.asked = threading.Event()
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         if self.asked.is_set():
             raise InterruptedError("the load was interrupted")
-        if self.progress is not None:
-            self.progress(phase, done, total)
+        self.progress(phase, done, total)
 
 
 def start(config: EngineConfig, mailbox: Mailbox, name: str, progress: Progress | None) -> Started:
-    """Start the engine's thread, let it load, and wait until it is ready. An interrupt ends the load."""
+    """Start the engine's thread, let it load, and wait until it is ready. An interrupt ends the load, the showing of it included."""
     began = perf_counter()
     _let_idle_threads_sleep()
-    abort = _Abort(progress)
-    folder = resolve_model(
-        config.model,
-        revision=config.revision,
-        download_dir=config.download_dir,
-        token=config.hf_token,
-        progress=abort,
-        weights=config.load_format != "dummy",
-    )
-    tokenizer = None if config.skip_tokenizer_init else _tokenizer(config, folder, abort)
-    defaults = _default_params(config, folder)
-    eos_token_ids = _eos_token_ids(folder, tokenizer)
-    info: list[EngineInfo] = []
+    with contextlib.closing(ProgressBars()) as bars:
+        abort = _Abort(progress or bars)
+        folder = resolve_model(
+            config.model,
+            revision=config.revision,
+            download_dir=config.download_dir,
+            token=config.hf_token,
+            progress=abort,
+            weights=config.load_format != "dummy",
+        )
+        tokenizer = None if config.skip_tokenizer_init else _tokenizer(config, folder, abort)
+        defaults = _default_params(config, folder)
+        eos_token_ids = _eos_token_ids(folder, tokenizer)
+        info: list[EngineInfo] = []
 
-    def build() -> EngineCore:
-        core, loaded, memory = _build(config, folder, abort)
-        info.append(_info(core, loaded, memory, eos_token_ids, defaults, perf_counter() - began))
-        return core
+        def build() -> EngineCore:
+            core, loaded, memory = _build(config, folder, abort)
+            info.append(_info(core, loaded, memory, eos_token_ids, defaults, perf_counter() - began))
+            return core
 
-    loop = EngineLoop(mailbox, build, name)
-    loop.thread.start()
-    try:
-        core = loop.ready.result()
-    except BaseException:
-        abort.asked.set()
-        with contextlib.suppress(NBEngineError):
-            mailbox.call("close")  # should it become ready all the same
-        loop.thread.join()
-        raise
+        loop = EngineLoop(mailbox, build, name)
+        loop.thread.start()
+        try:
+            core = loop.ready.result()
+            bars.close()
+        except BaseException:
+            abort.asked.set()
+            with contextlib.suppress(NBEngineError):
+                mailbox.call("close")  # should it become ready all the same
+            loop.thread.join()
+            raise
     log.info(
         "loaded %s in %.1f s: %s, %s on %s, %s",
         config.model,

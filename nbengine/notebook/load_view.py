@@ -78,6 +78,12 @@ def load_engine(model: str, config: Mapping[str, Any], name: str) -> Engine:
         while not loading.over.wait(LOOK):
             if shown is not None:
                 shown.update(_bundle(name, loading.progress, perf_counter() - began))
+        if loading.error is None:
+            assert loading.engine is not None
+            if shown is not None:
+                took = loading.took()
+                shown.update(_line(f"{name} loaded in {perf_counter() - began:.1f} s{': ' if took else ''}{took}"))
+            return loading.engine
     except BaseException:
         loading.stop()
         loading.over.wait()
@@ -86,15 +92,9 @@ def load_engine(model: str, config: Mapping[str, Any], name: str) -> Engine:
         if shown is not None:
             shown.update(_line(f"loading {name} was stopped"))
         raise
-    if loading.error is not None:
-        if shown is not None:
-            shown.update(_line(f"{name} was not loaded"))
-        raise loading.error
-    assert loading.engine is not None
     if shown is not None:
-        took = loading.took()
-        shown.update(_line(f"{name} loaded in {perf_counter() - began:.1f} s{': ' if took else ''}{took}"))
-    return loading.engine
+        shown.update(_line(f"{name} was not loaded"))
+    raise loading.error
 
 
 def _bundle(name: str, progress: tuple[str, int, int], seconds: float) -> Bundle:

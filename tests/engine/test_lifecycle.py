@@ -14,6 +14,7 @@ import torch
 
 from nbengine import LLM, Engine, SamplingParams
 from nbengine.errors import CheckpointError, EngineClosedError, EngineDeadError
+from nbengine.progress import ProgressBars
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 SMALL = {"max_model_len": 128, "num_gpu_blocks_override": 64}
@@ -331,6 +332,23 @@ except KeyboardInterrupt:
     run.interrupt()
     code, out, err = run.end(60)
     assert (code, out.strip()) == (0, "interrupted []"), err
+
+
+def test_an_interrupt_while_the_bar_of_a_load_goes_leaves_no_engine(monkeypatch, tiny):
+    before, running = set(threading.enumerate()), []
+    usual = ProgressBars.close
+
+    def close(self):
+        usual(self)
+        if threading.current_thread() is threading.main_thread() and not running:
+            running.extend(set(threading.enumerate()) - before)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProgressBars, "close", close)
+    with pytest.raises(KeyboardInterrupt):
+        Engine(tiny.folder, max_model_len=64, num_gpu_blocks_override=8)
+    assert running
+    assert set(threading.enumerate()) <= before
 
 
 # ── processes ───────────────────────────────────────────────────────────────────────────────────────────────────────────

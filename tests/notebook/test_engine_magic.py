@@ -36,16 +36,49 @@ def test_loading_shows_phases_and_ends_in_one_line(kernel):
     assert kernel.value("s.config.cuda_graphs") is False
 
 
-def test_a_load_can_be_interrupted_and_leaves_nothing(kernel):
-    threads = kernel.value("__import__('threading').active_count()")
-    message = kernel.start("%engine load tales --name gone --num-gpu-blocks-override 64")
-    kernel.finish(message, lambda msg, ran: msg["msg_type"] == "display_data")
-    kernel.interrupt()
-    ran = kernel.finish(message)
+ENDLESS = """
+import time, nbengine.startup
+def endless(config, folder, progress):
+    while True:
+        progress("reading weights", 0, 0)
+        time.sleep(0.02)
+nbengine.startup._build, quick = endless, nbengine.startup._build
+"""
+LATE = """
+import signal, nbengine.notebook.load_view
+class Interrupted(nbengine.notebook.load_view.Shown):
+    def update(self, bundle):
+        if "loaded in" in bundle["text/plain"]:
+            signal.raise_signal(signal.SIGINT)
+        return super().update(bundle)
+nbengine.notebook.load_view.Shown, usual = Interrupted, nbengine.notebook.load_view.Shown
+"""
+
+
+def leaves_nothing(kernel, ran, threads):
     assert (ran.status, ran.ename) == ("error", "KeyboardInterrupt")
     assert "stopped" in ran.shown[0]["text/plain"]
     assert "gone" not in kernel.value(ENGINES)
     assert kernel.value("__import__('threading').active_count()") == threads
+
+
+def test_a_load_can_be_interrupted_and_leaves_nothing(kernel):
+    threads = kernel.value("__import__('threading').active_count()")
+    kernel.run(ENDLESS)
+    message = kernel.start("%engine load tales --name gone --num-gpu-blocks-override 64")
+    kernel.finish(message, lambda msg, ran: msg["msg_type"] == "update_display_data")
+    kernel.interrupt()
+    ran = kernel.finish(message)
+    kernel.run("nbengine.startup._build = quick")
+    leaves_nothing(kernel, ran, threads)
+
+
+def test_a_load_that_is_interrupted_when_all_but_its_last_words_is_done_leaves_nothing(kernel):
+    threads = kernel.value("__import__('threading').active_count()")
+    kernel.run(LATE)
+    ran = kernel.run("%engine load tales --name gone --num-gpu-blocks-override 64", check=False)
+    kernel.run("nbengine.notebook.load_view.Shown = usual")
+    leaves_nothing(kernel, ran, threads)
 
 
 def test_several_engines_have_names_and_one_is_current(kernel):
